@@ -1,0 +1,102 @@
+# Every target sets up what it needs. `make demo` and `make test` are the two that most people want.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BUILD := build/release
+SANITIZED := build/sanitized
+FUZZED := build/fuzz
+FUZZ_SECONDS ?= 30
+
+bin := $(VENV)/bin
+install := $(bin)/pip install --quiet --no-build-isolation -C build-dir=$(BUILD)
+# CMake of the environment, not of the machine.
+export PATH := $(abspath $(bin)):$(PATH)
+
+.PHONY: help demo test lint format notebook benchmark sanitize fuzz cuda package clean
+
+help:
+	@echo 'make demo      depth of a photograph, saved as a picture (random weights)'
+	@echo 'make test      C++ and Python tests'
+	@echo 'make lint      formatting, static checks, types and the stub of the compiled module'
+	@echo 'make notebook  runs the notebooks'
+	@echo 'make sanitize  C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make fuzz      fuzzes the parsers for $(FUZZ_SECONDS) seconds each (clang)'
+	@echo 'make cuda      compiles and links the CUDA kernels, no GPU needed (nvcc)'
+	@echo 'make package   sdist -> wheel -> fresh environment'
+	@echo 'make benchmark forward pass against transformers'
+
+# --- environments -----------------------------------------------------------------------------------------------------
+$(VENV)/base: Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/pip install --quiet $(TORCH) numpy scikit-build-core cmake ninja
+	touch $@
+
+$(VENV)/test: $(VENV)/base pyproject.toml
+	$(bin)/python tests/requirements.py test | xargs -d '\n' $(bin)/pip install --quiet
+	touch $@
+
+$(VENV)/dev: $(VENV)/test
+	$(bin)/python tests/requirements.py dev demo | xargs -d '\n' $(bin)/pip install --quiet
+	touch $@
+
+# --- the two commands -------------------------------------------------------------------------------------------------
+demo: $(VENV)/base
+	$(install) '.[demo]'
+	$(bin)/python docs/first_depth.py
+
+test: $(VENV)/test
+	@if ! ls /usr/lib/*/libgtest.a /usr/lib/libgtest.a /usr/local/lib*/libgtest.a > /dev/null 2>&1; then \
+	  echo 'GoogleTest is missing: apt-get install libgtest-dev'; \
+	  apt-get update -qq && apt-get install -y -qq libgtest-dev > /dev/null || \
+	    { echo 'Could not install it here. Run: sudo apt-get install libgtest-dev'; exit 1; }; \
+	fi
+	$(install) -C cmake.define.DPT_TESTS=ON -C cmake.define.DPT_WERROR=ON --force-reinstall --no-deps .
+	ctest --test-dir $(BUILD) --output-on-failure --quiet
+	$(bin)/python -m pytest
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+cpp_files = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+lint: $(VENV)/dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/clang-format --dry-run --Werror $(cpp_files)
+	$(bin)/mypy
+	$(bin)/python -m mypy.stubtest torchdpt._C
+
+format: $(VENV)/dev
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $(cpp_files)
+
+notebook: $(VENV)/dev
+	$(bin)/python notebooks/run.py
+
+benchmark: $(VENV)/test
+	$(bin)/python benchmarks/bench_forward.py
+
+sanitize: $(VENV)/base
+	cmake -S . -B $(SANITIZED) -G Ninja -DDPT_PYTHON=OFF -DDPT_TESTS=ON -DDPT_CUDA=OFF \
+	  -DDPT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug \
+	  -DCMAKE_PREFIX_PATH=$$($(bin)/python -c 'import torch; print(torch.utils.cmake_prefix_path)') > /dev/null
+	cmake --build $(SANITIZED)
+	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZED) --output-on-failure --quiet
+
+fuzz: $(VENV)/base
+	CXX=$${FUZZ_CXX:-clang++-14} cmake -S . -B $(FUZZED) -G Ninja -DDPT_FUZZ=ON > /dev/null
+	cmake --build $(FUZZED)
+	for target in fuzz_json fuzz_safetensors_header; do \
+	  mkdir -p $(FUZZED)/corpus/$$target && \
+	  $$(find $(FUZZED) -name $$target -type f) -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 \
+	    -print_final_stats=1 $(FUZZED)/corpus/$$target || exit 1; \
+	done
+
+cuda: $(VENV)/base
+	bash tests/cuda_lane.sh
+
+package: $(VENV)/base
+	bash tests/packaging.sh
+
+clean:
+	rm -rf build dist out $(VENV)

@@ -1,0 +1,88 @@
+"""What every benchmark shares: interleaved timing and the record of a result."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import torchdpt
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(
+    cases: Mapping[str, Callable[[], Any]], *, warm_up: int, repetitions: int
+) -> dict[str, dict[str, float]]:
+    """Times each case once per round, so that what else the machine does falls on all alike.
+
+    Returns:
+        For each case the median and the quartiles in milliseconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for i in range(warm_up + repetitions):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i >= warm_up:
+                times[name].append(1000 * (time.perf_counter() - start))
+    result = {}
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        result[name] = {"median_ms": round(median, 3), "quartiles_ms": [round(low, 3), round(high, 3)]}
+    return result
+
+
+def relative_error(got: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest difference over the largest value of the reference."""
+    difference = (got.double() - reference.double()).abs().max() / reference.double().abs().max()
+    return float(difference)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides the code."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "cpu": cpu,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "torchdpt": torchdpt.__version__,
+    }
+
+
+def record(name: str, rows: list[dict[str, Any]], **settings: Any) -> None:
+    """Writes benchmarks/results/NAME.json and prints the rows."""
+    result = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **environment(),
+        **settings,
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    print(f"written to {path}")

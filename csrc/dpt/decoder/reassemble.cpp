@@ -1,0 +1,74 @@
+#include "dpt/decoder/reassemble.h"
+
+namespace dpt {
+
+Tensor Read::operator()(const Tensor& tokens) const {
+  const Tensor patches = tokens.slice(1, num_prefix_tokens);  // [B, N, D]
+  switch (mode) {
+    case ReadMode::kIgnore:
+      return patches;
+    case ReadMode::kAdd:
+      return patches + tokens.slice(1, 0, num_prefix_tokens).mean({1}, /*keepdim=*/true);
+    case ReadMode::kProject: {
+      const Tensor readout = tokens.slice(1, 0, 1).expand_as(patches);
+      return at::gelu(project(at::cat({patches, readout}, -1)), "none");
+    }
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
+Resample::Resample(int64_t channels, int64_t patch_size, int64_t stride)
+    : channels(channels),
+      patch_size(patch_size),
+      stride(stride),
+      up{.channels = channels, .factor = patch_size / stride},
+      down{.in = channels,
+           .out = channels,
+           .kernel = 3,
+           .stride = stride / patch_size,
+           .padding = 1} {}
+
+Tensor Resample::operator()(const Tensor& x) const {
+  if (stride < patch_size) return up(x);
+  if (stride > patch_size) return down(x);
+  return x;
+}
+
+Tensor ReassembleLevel::operator()(const Tensor& tokens, const c10::SymInt& h,
+                                   const c10::SymInt& w) const {
+  const Tensor patches = read(tokens);                                        // [B, N, D]
+  const Tensor grid = patches.transpose(1, 2).unflatten_symint(2, {h, w});    // [B, D, h, w]
+  return resample(project(grid));
+}
+
+Reassemble::Reassemble(const ReassembleOptions& options) : patch_size(options.patch_size) {
+  for (size_t i = 0; i < 4; ++i) {
+    const int64_t width = options.width, channels = options.channels[i];
+    levels.push_back({
+        .read = {.mode = options.readout,
+                 .num_prefix_tokens = options.num_prefix_tokens,
+                 .project = {.in = 2 * width, .out = width}},
+        .project = {.in = width, .out = channels},
+        .resample = Resample(channels, patch_size, options.strides[i]),
+    });
+  }
+}
+
+std::vector<Tensor> Reassemble::operator()(at::TensorList taps, const c10::SymInt& height,
+                                           const c10::SymInt& width) const {
+  TORCH_CHECK_VALUE(taps.size() == levels.size(), "reassemble: needs ", levels.size(),
+                    " taps, finest level first, got ", taps.size());
+  const c10::SymInt h = height / patch_size, w = width / patch_size;
+  const c10::SymInt num_tokens = h * w + levels[0].read.num_prefix_tokens;
+  std::vector<Tensor> maps;
+  for (size_t i = 0; i < levels.size(); ++i) {
+    TORCH_CHECK_VALUE(taps[i].dim() == 3 && taps[i].sym_size(1) == num_tokens, "reassemble: tap ", i,
+                      " must be [B, ", num_tokens, ", D] for an image of ", height, " x ", width,
+                      " pixels and patches of ", patch_size, ", got ", taps[i].sym_sizes(),
+                      "; size is the (height, width) of the image, not of the patch grid");
+    maps.push_back(levels[i](taps[i], h, w));
+  }
+  return maps;
+}
+
+}  // namespace dpt

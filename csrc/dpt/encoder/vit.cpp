@@ -1,0 +1,111 @@
+#include "dpt/encoder/vit.h"
+
+#include <ATen/autocast_mode.h>
+
+#include <cmath>
+
+#include "dpt/ops/checkpoint.h"
+
+namespace dpt {
+
+namespace {
+
+// [B, L, D] -> query, key, value, each [B, heads, L, D/heads].
+std::vector<Tensor> split_heads(const Linear& qkv, const Tensor& x, int64_t heads) {
+  const Tensor packed = qkv(x).unflatten(-1, {3, heads, qkv.in / heads});  // [B, L, 3, heads, d]
+  return packed.permute({2, 0, 3, 1, 4}).unbind(0);
+}
+
+}  // namespace
+
+Attention::Attention(int64_t width, int64_t heads, bool qkv_bias)
+    : heads(heads),
+      qkv{.in = width, .out = 3 * width, .has_bias = qkv_bias, .normal_init = true},
+      proj{.in = width, .out = width, .normal_init = true} {}
+
+Tensor Attention::operator()(const Tensor& x) const {
+  const auto heads_of = split_heads(qkv, x, heads);
+  const Tensor mixed = at::scaled_dot_product_attention(heads_of[0], heads_of[1], heads_of[2]);
+  return proj(mixed.transpose(1, 2).flatten(2));  // [B, heads, L, d] -> [B, L, D]
+}
+
+Tensor Attention::weights(const Tensor& x) const {
+  const auto heads_of = split_heads(qkv, x, heads);
+  const double scale = 1 / std::sqrt(static_cast<double>(qkv.in / heads));
+  return at::softmax(at::matmul(heads_of[0] * scale, heads_of[1].transpose(-2, -1)), -1);
+}
+
+Mlp::Mlp(int64_t width, int64_t hidden)
+    : fc1{.in = width, .out = hidden, .normal_init = true},
+      fc2{.in = hidden, .out = width, .normal_init = true} {}
+
+Block::Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, double layer_norm_eps)
+    : norm1{.width = width, .eps = layer_norm_eps},
+      norm2{.width = width, .eps = layer_norm_eps},
+      attn(width, heads, qkv_bias),
+      mlp(width, mlp_width) {}
+
+ViT::ViT(const ViTOptions& options)
+    : patch_size(options.patch_size),
+      grid(options.image_size / options.patch_size),
+      width(options.width),
+      distilled(options.distilled),
+      taps(options.taps),
+      patch_embed{.in = 3,
+                  .out = options.width,
+                  .kernel = options.patch_size,
+                  .stride = options.patch_size},
+      blocks(options.depth, Block(options.width, options.heads, options.mlp_width, options.qkv_bias,
+                                  options.layer_norm_eps)) {}
+
+Tensor ViT::resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const {
+  const int64_t prefix = num_prefix_tokens();
+  const Tensor patches = pos_embed.slice(1, prefix).unflatten(1, {grid, grid}).permute({0, 3, 1, 2});
+  // Always resized: at the native size the result is the same to the bit.
+  const Tensor resized = at::upsample_bilinear2d_symint(patches, {h, w}, /*align_corners=*/false);
+  return at::cat({pos_embed.slice(1, 0, prefix), resized.flatten(2).transpose(1, 2)}, 1);
+}
+
+Tensor ViT::embed(const Tensor& image) const {
+  TORCH_CHECK_VALUE(image.dim() == 4 && image.sym_size(1) == 3,
+                    "encode: images must be [B, 3, H, W], got ", image.sym_sizes(),
+                    "; add the batch dimension with images[None], repeat a gray channel three times");
+  const c10::SymInt h = image.sym_size(2) / patch_size, w = image.sym_size(3) / patch_size;
+  TORCH_CHECK_VALUE(h * patch_size == image.sym_size(2) && w * patch_size == image.sym_size(3) &&
+                        h > 0 && w > 0,
+                    "encode: height and width must be multiples of the patch size ", patch_size,
+                    ", got ", image.sym_size(2), " x ", image.sym_size(3),
+                    "; resize or pad the images to such a size");
+  const at::ScalarType dtype = patch_embed.weight.scalar_type();
+  const bool autocast = at::autocast::is_autocast_enabled(image.device().type());
+  TORCH_CHECK_VALUE(image.scalar_type() == dtype || (autocast && image.is_floating_point()),
+                    "encode: images must have the dtype of the model, ", dtype, ", got ",
+                    image.scalar_type(), "; normalise them as floating point and convert with images.to()");
+  const c10::SymInt batch = image.sym_size(0);
+  const Tensor patches = patch_embed(image).flatten(2).transpose(1, 2);  // [B, N, D]
+  std::vector<Tensor> tokens{cls_token.expand_symint({batch, 1, width})};
+  if (distilled) tokens.push_back(dist_token.expand_symint({batch, 1, width}));
+  tokens.push_back(patches);
+  return at::cat(tokens, 1) + resized_pos_embed(h, w);
+}
+
+std::vector<Tensor> ViT::operator()(const Tensor& image, bool checkpoint) const {
+  std::vector<Tensor> tapped;
+  Tensor x = embed(image);
+  for (int64_t i = 0; i <= taps.back(); ++i) {
+    x = checkpoint ? dpt::checkpoint(blocks[i], x) : blocks[i](x);
+    if (i == taps[tapped.size()]) tapped.push_back(x);
+  }
+  return tapped;
+}
+
+Tensor ViT::attention(const Tensor& image, int64_t block) const {
+  TORCH_CHECK_VALUE(block >= 0 && block < static_cast<int64_t>(blocks.size()),
+                    "attention: block must be in [0, ", blocks.size(), "), got ", block,
+                    "; blocks are counted from 0");
+  Tensor x = embed(image);
+  for (int64_t i = 0; i < block; ++i) x = blocks[i](x);
+  return blocks[block].attn.weights(blocks[block].norm1(x));
+}
+
+}  // namespace dpt

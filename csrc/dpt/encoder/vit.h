@@ -1,0 +1,118 @@
+// csrc/dpt/encoder/vit.h -- the Vision Transformer encoder (Dosovitskiy et al. 2021) and its distilled form (DeiT,
+// Touvron et al. 2021): image -> the tokens after four of its blocks.
+#pragma once
+
+#include "dpt/layers.h"
+
+namespace dpt {
+
+// Multi-head self-attention, [B, L, D] -> [B, L, D] for L tokens.
+struct DPT_API Attention {
+  int64_t heads = 1;
+  Linear qkv, proj;
+
+  Attention(int64_t width, int64_t heads, bool qkv_bias);
+
+  Tensor operator()(const Tensor& x) const;
+  // The attention weights, [B, heads, L, L]; each row sums to one.
+  Tensor weights(const Tensor& x) const;
+
+  template <class Visitor>
+  void visit(Visitor&& v) {
+    v("qkv", qkv);
+    v("proj", proj);
+  }
+};
+
+// Two-layer perceptron with exact (erf) GELU, [B, L, D] -> [B, L, D].
+struct DPT_API Mlp {
+  Linear fc1, fc2;
+
+  Mlp(int64_t width, int64_t hidden);
+
+  Tensor operator()(const Tensor& x) const { return fc2(at::gelu(fc1(x), "none")); }
+
+  template <class Visitor>
+  void visit(Visitor&& v) {
+    v("fc1", fc1);
+    v("fc2", fc2);
+  }
+};
+
+// Pre-norm transformer block, [B, L, D] -> [B, L, D].
+struct DPT_API Block {
+  LayerNorm norm1, norm2;
+  Attention attn;
+  Mlp mlp;
+
+  Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, double layer_norm_eps);
+
+  Tensor operator()(Tensor x) const {
+    x = x + attn(norm1(x));
+    return x + mlp(norm2(x));
+  }
+
+  template <class Visitor>
+  void visit(Visitor&& v) {
+    v("norm1", norm1);
+    v("attn", attn);
+    v("norm2", norm2);
+    v("mlp", mlp);
+  }
+};
+
+struct DPT_API ViTOptions {
+  int64_t image_size, patch_size;  // native: they fix the grid of the position embedding
+  int64_t width, depth, heads, mlp_width;
+  bool qkv_bias, distilled;
+  double layer_norm_eps;
+  std::array<int64_t, 4> taps;
+};
+
+struct DPT_API ViT {
+  int64_t patch_size = 16, grid = 24, width = 0;
+  bool distilled = false;
+  std::array<int64_t, 4> taps{};
+  Tensor cls_token, dist_token, pos_embed;
+  Conv2d patch_embed;
+  std::vector<Block> blocks;
+
+  explicit ViT(const ViTOptions& options);
+
+  // Tokens before the patch tokens: the readout token and, when distilled, the distillation token.
+  int64_t num_prefix_tokens() const { return distilled ? 2 : 1; }
+
+  // image [B, 3, H, W] -> four of [B, 1+N, D] (distilled: 2+N), the outputs of the blocks `taps`, not normalised.
+  // H and W are multiples of the patch size. With `checkpoint` the blocks keep only their inputs for the backward pass.
+  std::vector<Tensor> operator()(const Tensor& image, bool checkpoint = false) const;
+
+  // The attention weights of one block, [B, heads, 1+N, 1+N].
+  Tensor attention(const Tensor& image, int64_t block) const;
+
+  template <class Visitor>
+  void visit(Visitor&& v) {
+    const Init init = Init::normal(0.02);
+    v("cls_token", cls_token, TensorInfo{{1, 1, width}, init});
+    if (distilled) v("dist_token", dist_token, TensorInfo{{1, 1, width}, init});
+    v("pos_embed", pos_embed, TensorInfo{{1, num_prefix_tokens() + grid * grid, width}, init});
+    v("patch_embed", patch_embed);
+    BlockList list{blocks};
+    v("blocks", list);
+  }
+
+ private:
+  struct BlockList {
+    std::vector<Block>& blocks;
+    template <class Visitor>
+    void visit(Visitor&& v) {
+      visit_each(blocks, v);
+    }
+  };
+
+  // image -> [B, 1+N, D], position embedding added.
+  Tensor embed(const Tensor& image) const;
+  // The position embedding of an h x w grid, [1, 1+h*w, D].
+  Tensor resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const;
+};
+
+}  // namespace dpt

@@ -1,0 +1,262 @@
+#include "dpt/io/checkpoint.h"
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "dpt/io/atomic_file.h"
+#include "dpt/io/names.h"
+#include "dpt/io/safetensors.h"
+#include "dpt/io/transformers_config.h"
+
+namespace dpt {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfigFile = "config.json";
+constexpr const char* kTensorFile = "model.safetensors";
+constexpr const char* kConfigKey = "torchdpt.config";
+constexpr const char* kZerosKey = "torchdpt.written_as_zeros";
+
+struct Source {
+  std::string tensor_file;
+  Safetensors file;
+  Config config{};
+  Layout layout = Layout::kTorchdpt;
+  NameTable names{};
+};
+
+std::string read_text(const fs::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  std::ostringstream text;
+  text << stream.rdbuf();
+  TORCH_CHECK_VALUE(stream, "load_checkpoint: could not read '", path.string(),
+                    "'; check its permissions");
+  return text.str();
+}
+
+// Recognises the project that wrote a config.json, and its names.
+void parse_config(const std::string& text, const std::string& origin, Source& source) {
+  try {
+    const json::Value value = json::parse(text);
+    if (value.find("format_version") != nullptr) {
+      source.config = Config::from_json(value.as_object());
+      source.layout = Layout::kTorchdpt;
+      source.names = torchdpt_names();
+      return;
+    }
+    const json::Value* type = value.find("model_type");
+    TORCH_CHECK_VALUE(type != nullptr && *type == json::Value("dpt"), "load_checkpoint: '", origin,
+                      "' is neither a torchdpt config (it would have 'format_version') nor one of "
+                      "transformers with model_type 'dpt'",
+                      type ? ", but of model_type " + json::dump(*type) : std::string());
+    const TransformersConfig theirs = parse_transformers_config(value);
+    source.config = theirs.config;
+    source.layout = Layout::kTransformers;
+    source.names = transformers_names();
+    for (int64_t i = source.config.depth; i < theirs.num_layers; ++i) {
+      source.names.unused.push_back("dpt.encoder.layer." + std::to_string(i));
+    }
+  } catch (const json::Error& error) {
+    TORCH_CHECK_VALUE(false, "load_checkpoint: '", origin, "': ", error.what());
+  }
+}
+
+Source open_source(const std::string& path) {
+  const bool folder = fs::is_directory(path);
+  TORCH_CHECK_VALUE(folder || fs::exists(path), "load_checkpoint: '", path,
+                    "' does not exist; pass a folder with ", kConfigFile, " and ", kTensorFile,
+                    ", or a .safetensors file");
+  TORCH_CHECK_VALUE(folder || fs::path(path).extension() == ".safetensors",
+                    "load_checkpoint: wanted a folder or a .safetensors file, got '", path, "'");
+  const fs::path tensor_file = folder ? fs::path(path) / kTensorFile : fs::path(path);
+  const fs::path config_file = tensor_file.parent_path() / kConfigFile;
+  TORCH_CHECK_VALUE(
+      fs::exists(tensor_file), "load_checkpoint: the folder '", path, "' has no ", kTensorFile,
+      "; pass the folder that save_pretrained wrote, or the .safetensors file itself");
+  Source source{.tensor_file = tensor_file.string(),
+                .file = read_safetensors(tensor_file.string())};
+  const auto embedded = source.file.metadata.find(kConfigKey);
+  if (fs::exists(config_file)) {
+    parse_config(read_text(config_file), config_file.string(), source);
+  } else {
+    TORCH_CHECK_VALUE(embedded != source.file.metadata.end(), "load_checkpoint: '",
+                      tensor_file.string(), "' names no config, and there is no ", kConfigFile,
+                      " beside it; put the config.json it was published with into the same folder");
+    parse_config(embedded->second, tensor_file.string(), source);
+  }
+  return source;
+}
+
+std::string listed(const std::vector<std::string>& names) {
+  constexpr size_t kShown = 20;
+  std::ostringstream text;
+  for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text << (i ? ", " : "") << names[i];
+  if (names.size() > kShown) text << ", and " << names.size() - kShown << " more";
+  return text.str();
+}
+
+// Takes tensors from a source and keeps account of their names.
+struct Loader {
+  const Source& source;
+  std::set<std::string> taken{};
+  std::vector<std::string> missing{};
+
+  void load(const std::string& name, Tensor& tensor, const TensorInfo& info) {
+    std::vector<Tensor> parts;
+    std::string where;
+    for (const std::string& theirs : source.names.names_of(name)) {
+      const auto found = source.file.tensors.find(theirs);
+      if (found == source.file.tensors.end()) {
+        missing.push_back(theirs);
+        continue;
+      }
+      taken.insert(theirs);
+      parts.push_back(found->second);
+      where += (where.empty() ? "" : " + ") + theirs;
+    }
+    if (parts.size() != source.names.names_of(name).size()) return;
+    std::vector<int64_t> shape = parts[0].sizes().vec();
+    for (size_t i = 1; i < parts.size(); ++i) {
+      TORCH_CHECK_VALUE(parts[i].sizes() == parts[0].sizes() && parts[0].dim() > 0,
+                        "load_checkpoint: '", source.tensor_file, "': ", where,
+                        " must have one shape, got ", parts[0].sizes(), " and ", parts[i].sizes());
+      shape[0] += parts[i].size(0);
+    }
+    TORCH_CHECK_VALUE(at::IntArrayRef(shape) == at::IntArrayRef(info.shape), "load_checkpoint: '",
+                      source.tensor_file, "': tensor '", where, "' has shape ",
+                      at::IntArrayRef(shape), ", the config wants ", at::IntArrayRef(info.shape),
+                      "; the file and its config.json do not belong together");
+    TORCH_CHECK_VALUE(at::isFloatingType(parts[0].scalar_type()) == at::isFloatingType(info.dtype),
+                      "load_checkpoint: '", source.tensor_file, "': tensor '", where,
+                      "' has dtype ", parts[0].scalar_type(), ", wanted ",
+                      at::isFloatingType(info.dtype) ? "a floating point one" : "int64");
+    tensor = parts.size() == 1 ? parts[0] : at::cat(parts, 0);
+    if (info.role == Role::kParameter) tensor.set_requires_grad(true);
+  }
+
+  // The names that were not taken.
+  std::vector<std::string> rest() const {
+    std::vector<std::string> names;
+    for (const auto& [name, tensor] : source.file.tensors) {
+      if (!taken.contains(name)) names.push_back(name);
+    }
+    return names;
+  }
+
+  void refuse(const std::vector<std::string>& unexpected) const {
+    TORCH_CHECK_VALUE(missing.empty() && unexpected.empty(), "load_checkpoint: '",
+                      source.tensor_file, "' does not fit its config (", to_string(source.layout),
+                      " layout): ", missing.size(), " missing [", listed(missing), "], ",
+                      unexpected.size(), " unexpected [", listed(unexpected), "]");
+  }
+};
+
+}  // namespace
+
+std::string_view to_string(Layout layout) {
+  return layout == Layout::kTorchdpt ? "torchdpt" : "transformers";
+}
+
+Layout parse_layout(std::string_view name) {
+  for (const Layout layout : {Layout::kTorchdpt, Layout::kTransformers}) {
+    if (name == to_string(layout)) return layout;
+  }
+  TORCH_CHECK_VALUE(false, "layout must be 'torchdpt' or 'transformers', got '", name, "'");
+}
+
+Checkpoint load_checkpoint(const std::string& path) {
+  const Source source = open_source(path);
+  Checkpoint checkpoint{.model = Model(source.config), .layout = source.layout};
+  Loader loader{source};
+  for_each_tensor(checkpoint.model,
+                  [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
+                    loader.load(name, tensor, info);
+                  });
+  std::vector<std::string> unexpected;
+  for (std::string& name : loader.rest()) {
+    (source.names.is_unused(name) ? checkpoint.ignored : unexpected).push_back(std::move(name));
+  }
+  loader.refuse(unexpected);
+  return checkpoint;
+}
+
+std::vector<std::string> load_encoder(Model& model, const std::string& path) {
+  const Source source = open_source(path);
+  Loader loader{source};
+  for_each_tensor(
+      model.encoder,
+      [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
+        loader.load(name, tensor, info);
+      },
+      "encoder.");
+  loader.refuse({});
+  return loader.rest();
+}
+
+std::vector<std::string> save_checkpoint(const Model& model, const std::string& folder,
+                                         Layout layout) {
+  const bool theirs = layout == Layout::kTransformers;
+  // Refuses what the layout cannot express, before anything is written.
+  const std::string config =
+      theirs ? to_transformers_config(model.config) : model.config.to_json(2) + "\n";
+  const NameTable& names = theirs ? transformers_names() : torchdpt_names();
+
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  const auto add = [&](const std::string& name, const Tensor& tensor) {
+    const std::vector<std::string> parts = names.names_of(name);
+    TORCH_INTERNAL_ASSERT(!parts.empty(), "no name for ", name);
+    const std::vector<Tensor> split =
+        parts.size() == 1 ? std::vector<Tensor>{tensor}
+                          : tensor.detach().chunk(static_cast<int64_t>(parts.size()), 0);
+    for (size_t i = 0; i < parts.size(); ++i) tensors.emplace_back(parts[i], split[i]);
+  };
+  Model copy = model;  // handles, not data
+  for_each_tensor(
+      copy, [&](const std::string& name, Tensor& tensor, const TensorInfo&) { add(name, tensor); });
+
+  std::vector<std::string> zeros;
+  std::map<std::string, std::string> metadata{{"format", "pt"}};
+  if (theirs) {
+    const size_t used = tensors.size();
+    const auto options = model.head.conv1.weight.options().device(at::kCPU).requires_grad(false);
+    for (const char* leaf : {"weight", "bias"}) {
+      tensors.emplace_back(std::string("dpt.layernorm.") + leaf,
+                           at::zeros({model.config.width}, options));
+    }
+    // The unit that the coarsest level lacks has the shape of any other.
+    ResidualConvUnit unit = copy.fusion.blocks[0].unit1;
+    for_each_tensor(
+        unit,
+        [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
+          add(name, at::zeros(info.shape, tensor.options().device(at::kCPU).requires_grad(false)));
+        },
+        "fusion.3.unit1.");
+    std::string list;
+    for (size_t i = used; i < tensors.size(); ++i) {
+      zeros.push_back(tensors[i].first);
+      list += (list.empty() ? "" : ",") + tensors[i].first;
+    }
+    metadata.emplace(kZerosKey, list);
+  } else {
+    metadata.emplace(kConfigKey, model.config.to_json());
+  }
+
+  std::error_code error;
+  fs::create_directories(folder, error);
+  TORCH_CHECK_VALUE(!error && fs::is_directory(folder),
+                    "save_checkpoint: could not create the folder '", folder, "' (",
+                    error.message(), "); check the path and its permissions");
+  write_safetensors((fs::path(folder) / kTensorFile).string(), tensors, metadata);
+  AtomicFile file((fs::path(folder) / kConfigFile).string(), "save_checkpoint");
+  file.write(config);
+  file.commit();
+  return zeros;
+}
+
+}  // namespace dpt

@@ -1,0 +1,34 @@
+// csrc/dpt/io/names.h -- what the tensors of other projects are called.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "dpt/config.h"
+
+namespace dpt {
+
+// One of our layers and its name elsewhere. '#' stands for an index, '~' for 3 minus it. Several names: their tensors, one
+// after the other along the first dimension, are ours.
+struct NameRule {
+  std::string ours;
+  std::vector<std::string> theirs;
+};
+
+struct NameTable {
+  std::vector<NameRule> rules;
+  // Layers that the layout declares and the network never runs.
+  std::vector<std::string> unused;
+
+  // The names in the other layout of one of our tensors, "encoder.blocks.3.attn.qkv.weight". Empty: it has none there.
+  std::vector<std::string> names_of(const std::string& ours) const;
+  // Whether a name of the other layout is one of an unused layer.
+  bool is_unused(const std::string& theirs) const;
+};
+
+// Our own layout: every name stands for itself.
+const NameTable& torchdpt_names();
+// transformers' DPTForDepthEstimation (convert_dpt_to_pytorch.py).
+const NameTable& transformers_names();
+
+}  // namespace dpt

@@ -1,0 +1,253 @@
+#include "dpt/io/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <stdexcept>
+#include <system_error>
+
+#include "dpt/io/safetensors_header.h"
+
+namespace dpt {
+namespace {
+
+constexpr std::pair<const char*, at::ScalarType> kDtypes[] = {
+    {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf},  {"BF16", at::kBFloat16},
+    {"I64", at::kLong},   {"I32", at::kInt},   {"I16", at::kShort}, {"I8", at::kChar},
+    {"U8", at::kByte},    {"BOOL", at::kBool}};
+
+at::ScalarType to_scalar_type(const std::string& dtype) {
+  for (const auto& [name, type] : kDtypes) {
+    if (name == dtype) return type;
+  }
+  TORCH_INTERNAL_ASSERT(false, "parse_safetensors_header let through dtype ", dtype);
+}
+
+std::string system_message(int error) { return std::generic_category().message(error); }
+
+// A file name ends at its first zero byte: "a\0b" would reach the file "a".
+void check_path(const char* function, const std::string& path) {
+  TORCH_CHECK_VALUE(!path.empty() && path.find('\0') == std::string::npos, function,
+                    ": wanted the name of a file, got ",
+                    path.empty() ? "nothing" : "a zero byte in it", "; check the path");
+}
+
+// Closes a file descriptor on the way out.
+struct File {
+  int descriptor;
+
+  explicit File(int descriptor) : descriptor(descriptor) {}
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  ~File() {
+    if (descriptor >= 0) ::close(descriptor);
+  }
+};
+
+// The bytes of a file, private: what is written to them stays in this process.
+struct Mapping {
+  unsigned char* data = nullptr;
+  size_t size = 0;
+
+  explicit Mapping(const std::string& path);
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping() {
+    if (data != nullptr) ::munmap(data, size);
+  }
+};
+
+Mapping::Mapping(const std::string& path) {
+  // O_NONBLOCK: opening a pipe would wait for its writer.
+  const File file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  TORCH_CHECK_VALUE(file.descriptor >= 0, "read_safetensors: wanted a readable file, got '", path,
+                    "' (", system_message(errno), "); check the path and its permissions");
+  struct stat status = {};
+  TORCH_CHECK_VALUE(::fstat(file.descriptor, &status) == 0 && S_ISREG(status.st_mode),
+                    "read_safetensors: wanted a regular file, got '", path, "', which is ",
+                    S_ISDIR(status.st_mode) ? "a folder; name the .safetensors file in it"
+                                            : "none; copy its content to a file first");
+  size = static_cast<size_t>(status.st_size);
+  if (size == 0) return;  // mmap refuses it; the header's check has the better message
+  // MAP_NORESERVE: pages that are only read need no swap space.
+  void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
+                        file.descriptor, 0);
+  TORCH_CHECK_VALUE(mapped != MAP_FAILED, "read_safetensors: could not map the ", size,
+                    " bytes of '", path, "' (", system_message(errno),
+                    "); check the limits on address space");
+  data = static_cast<unsigned char*>(mapped);
+}
+
+Tensor make_tensor(const TensorEntry& entry, unsigned char* data,
+                   const std::shared_ptr<Mapping>& mapping) {
+  const auto options = at::TensorOptions().dtype(to_scalar_type(entry.dtype));
+  const size_t size = entry.end - entry.begin;
+  if (size == 0) return at::empty(entry.shape, options);
+  const size_t item_size = options.dtype().itemsize();
+  if (reinterpret_cast<uintptr_t>(data) % item_size != 0) {
+    Tensor copy = at::empty(entry.shape, options);
+    std::memcpy(copy.data_ptr(), data, size);
+    return copy;
+  }
+  return at::from_blob(data, entry.shape, [mapping](void*) {}, options);
+}
+
+// The file under its temporary name; removed on the way out unless it was renamed.
+struct TemporaryFile {
+  std::filesystem::path path;
+  int descriptor = -1;
+  bool renamed = false;
+
+  explicit TemporaryFile(const std::filesystem::path& folder);
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (descriptor >= 0) ::close(descriptor);
+    if (!renamed) ::unlink(path.c_str());
+  }
+};
+
+TemporaryFile::TemporaryFile(const std::filesystem::path& folder) {
+  // O_EXCL makes the name ours, among threads and machines that share the folder. The name is short
+  // and does not hold the final one, which may have the greatest length allowed already.
+  for (int i = 0; descriptor < 0; ++i) {
+    path =
+        folder / (".safetensors-" + std::to_string(::getpid()) + "-" + std::to_string(i) + ".tmp");
+    descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    TORCH_CHECK_VALUE(descriptor >= 0 || errno == EEXIST,
+                      "write_safetensors: could not create a file in '", folder.string(), "' (",
+                      system_message(errno), "); check that the folder exists and is writable");
+  }
+}
+
+void write_all(const TemporaryFile& file, const std::string& path, const void* data, size_t size) {
+  const char* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t written = ::write(file.descriptor, at, size);
+    if (written < 0 && errno == EINTR) continue;
+    TORCH_CHECK_VALUE(written > 0, "write_safetensors: could not write '", path, "' (",
+                      system_message(errno), "); ", size,
+                      " bytes more were wanted, make room or choose another folder");
+    at += written;
+    size -= static_cast<size_t>(written);
+  }
+}
+
+void check_tensor(const std::string& path, const std::string& name, const Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.defined(), "write_safetensors: '", path, "': tensor '", name,
+                    "' is undefined; leave it out");
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && !tensor.is_nested() && !tensor.is_meta(),
+                    "write_safetensors: '", path, "': wanted dense tensors with data, got '", name,
+                    "' of layout ", tensor.layout(), " on ", tensor.device(),
+                    "; convert it with to_dense() or to_padded_tensor(), or give it data");
+}
+
+const char* to_dtype_name(const std::string& path, const std::string& name, const Tensor& tensor) {
+  for (const auto& [dtype, type] : kDtypes) {
+    if (type == tensor.scalar_type()) return dtype;
+  }
+  TORCH_CHECK_VALUE(
+      false, "write_safetensors: '", path, "': tensor '", name, "' has dtype ",
+      tensor.scalar_type(),
+      ", wanted float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8 "
+      "or bool; convert it with to()");
+}
+
+}  // namespace
+
+Safetensors read_safetensors(const std::string& path) {
+  check_path("read_safetensors", path);
+  const auto mapping = std::make_shared<Mapping>(path);
+  SafetensorsHeader header;
+  try {
+    header = parse_safetensors_header({mapping->data, mapping->size});
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, "read_safetensors: '", path, "': ", error.what(),
+                      "; the file is damaged or no safetensors file: fetch or save it again");
+  }
+  Safetensors file;
+  file.metadata = std::move(header.metadata);
+  for (const TensorEntry& entry : header.tensors) {
+    unsigned char* data = mapping->data + header.data_start + entry.begin;
+    if (entry.dtype == "BOOL") {
+      TORCH_CHECK_VALUE(
+          std::all_of(data, data + (entry.end - entry.begin), [](auto b) { return b < 2; }),
+          "read_safetensors: '", path, "': wanted bytes 0 and 1 in the BOOL tensor '", entry.name,
+          "', got others; save it again as U8");
+    }
+    file.tensors.emplace(entry.name, make_tensor(entry, data, mapping));
+  }
+  return file;
+}
+
+void write_safetensors(const std::string& path,
+                       const std::vector<std::pair<std::string, Tensor>>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  check_path("write_safetensors", path);
+  struct Item {
+    const Tensor* tensor;
+    TensorEntry entry;
+  };
+  std::vector<Item> items;
+  for (const auto& [name, tensor] : tensors) {
+    check_tensor(path, name, tensor);
+    items.push_back({&tensor, {name, to_dtype_name(path, name, tensor), tensor.sizes().vec()}});
+  }
+  // Larger items first: behind a header padded to 8 bytes, every tensor is aligned to its item
+  // size.
+  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
+    const size_t size_a = a.tensor->element_size(), size_b = b.tensor->element_size();
+    return size_a != size_b ? size_a > size_b : a.entry.name < b.entry.name;
+  });
+  uint64_t end = 0;
+  std::vector<TensorEntry> entries;
+  for (Item& item : items) {
+    item.entry.begin = end;
+    item.entry.end = end += item.tensor->nbytes();
+    entries.push_back(item.entry);
+  }
+  std::string header;
+  try {
+    header = format_safetensors_header(entries, metadata);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, "write_safetensors: '", path, "': ", error.what());
+  }
+
+  std::error_code ignored;
+  TORCH_CHECK_VALUE(!std::filesystem::is_directory(path, ignored),
+                    "write_safetensors: wanted the name of a file, got the folder '", path,
+                    "'; add a file name");
+  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (folder.empty()) folder = ".";
+  TemporaryFile file(folder);
+  write_all(file, path, header.data(), header.size());
+  for (const Item& item : items) {
+    const Tensor dense = item.tensor->detach().to(at::kCPU).resolve_neg().contiguous();
+    write_all(file, path, dense.const_data_ptr(), dense.nbytes());
+  }
+  // Without the two fsync calls a crash after the rename could leave an empty file under the new
+  // name.
+  TORCH_CHECK_VALUE(::fsync(file.descriptor) == 0, "write_safetensors: could not write '", path,
+                    "' (", system_message(errno), "); check the disk");
+  TORCH_CHECK_VALUE(std::rename(file.path.c_str(), path.c_str()) == 0,
+                    "write_safetensors: could not rename '", file.path.string(), "' to '", path,
+                    "' (", system_message(errno), "); check the name and its permissions");
+  file.renamed = true;
+  const File opened_folder(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // EINVAL: some file systems cannot sync a folder.
+  TORCH_CHECK_VALUE(
+      opened_folder.descriptor >= 0 && (::fsync(opened_folder.descriptor) == 0 || errno == EINVAL),
+      "write_safetensors: wrote '", path, "', but could not sync its folder (",
+      system_message(errno), "); check the disk");
+}
+
+}  // namespace dpt

@@ -1,0 +1,48 @@
+"""Dense Prediction Transformers (Ranftl, Bochkovskiy, Koltun 2021) in C++ and CUDA on LibTorch.
+
+The network is written in C++ and called as operators (`torch.ops.dpt`); `DPTModel` is a `torch.nn.Module` that owns its
+tensors.
+"""
+
+from pathlib import Path as _Path
+
+import torch as _torch
+
+from torchdpt import _build
+
+
+def _check_torch() -> None:
+    """A compiled extension fits one minor release of torch; with another, loading it ends in undefined symbols."""
+    built, runs = _build.TORCH_VERSION, _torch.__version__
+    if built.split(".")[:2] != runs.split(".")[:2]:
+        raise ImportError(
+            f"torchdpt {_build.VERSION} was built with torch {built}, and this is torch {runs}: rebuild it with "
+            "`pip install --no-build-isolation --no-deps --force-reinstall --no-binary torchdpt torchdpt`, or with "
+            "`.` for the last word in a source checkout"
+        )
+
+
+_check_torch()
+
+from torchdpt import _C  # noqa: E402
+from torchdpt.config import DPTConfig, list_presets  # noqa: E402
+from torchdpt.export import export  # noqa: E402
+from torchdpt.model import DPTModel, DPTOutput, Encoder, Fusion, Head, Reassemble  # noqa: E402
+
+__version__ = _build.VERSION
+
+# For CMake: find_package(dpt) with this in CMAKE_PREFIX_PATH gives the target dpt::dpt.
+cmake_prefix_path = str(_Path(_C.__file__).parent / "share" / "cmake")
+
+__all__ = [
+    "DPTConfig",
+    "DPTModel",
+    "DPTOutput",
+    "Encoder",
+    "Fusion",
+    "Head",
+    "Reassemble",
+    "cmake_prefix_path",
+    "export",
+    "list_presets",
+]

@@ -1,0 +1,77 @@
+"""Export to torch.export programs and ONNX."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchdpt.model import DPTModel
+
+
+class _Named(nn.Module):
+    """The outputs that a network has, by name: an exported graph has no None."""
+
+    def __init__(self, model: DPTModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        output = self.model(images)._asdict()
+        return {name: value for name, value in output.items() if value is not None}
+
+
+def export(
+    model: DPTModel, path: str | os.PathLike[str], *, size: tuple[int, int] | None = None, dynamic: bool = True
+) -> None:
+    """Write a model as a graph of plain ATen or ONNX operators, which needs torchdpt no more.
+
+    Args:
+        model: The model; it is exported as in eval mode.
+        path: `*.pt2` (`torch.export.load`) or `*.onnx` (needs the packages onnx and onnxscript). The input is `images`
+            [B, 3, H, W], the output `depth` [B, H, W].
+        size: (height, width) to export for. Default: the config's native size.
+        dynamic: Whether batch, height and width (in multiples of the patch size) stay free. Otherwise the batch is 1.
+
+    Raises:
+        ValueError: if the path has another ending or `size` is no multiple of the patch size.
+    """
+    path = Path(path)
+    if path.suffix not in {".pt2", ".onnx"}:
+        raise ValueError(f"path must end in .pt2 or .onnx, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {str(path.parent)!r}; create it first")
+    patch = model.config.patch_size
+    height, width = size or (model.config.image_size, model.config.image_size)
+    if min(height, width) < patch or height % patch or width % patch:
+        raise ValueError(f"size must be multiples of the patch size {patch}, got {height} x {width}")
+
+    tensor = next(model.parameters())
+    images = torch.zeros(2 if dynamic else 1, 3, height, width, dtype=tensor.dtype, device=tensor.device)
+    shapes: dict[str, Any] | None = None
+    if dynamic:
+        dim = torch.export.Dim
+        shapes = {"images": {0: dim("batch"), 2: patch * dim("rows", min=1), 3: patch * dim("columns", min=1)}}
+    training = model.training
+    try:
+        with torch.no_grad():
+            program = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
+            program = program.run_decompositions()
+    finally:
+        model.train(training)
+
+    # Written beside the goal, then renamed: a reader never sees half a file.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dpt-export-") as folder:
+        temporary = Path(folder) / path.name
+        if path.suffix == ".pt2":
+            torch.export.save(program, temporary)
+        else:
+            onnx = torch.onnx.export(program, dynamo=True, input_names=["images"], verbose=False)
+            if onnx is None:
+                raise RuntimeError("torch.onnx.export returned no program")
+            onnx.save(temporary, external_data=False)
+        temporary.replace(path)

@@ -1,0 +1,149 @@
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <filesystem>
+
+#include "dpt/module.h"
+
+namespace {
+
+dpt::Config small() {
+  return {.image_size = 64,
+          .width = 32,
+          .depth = 4,
+          .heads = 2,
+          .mlp_width = 64,
+          .taps = {0, 1, 2, 3},
+          .channels = {8, 8, 16, 16},
+          .features = 16};
+}
+
+struct TemporaryFolder {
+  std::filesystem::path path = std::filesystem::path(testing::TempDir()) /
+                               testing::UnitTest::GetInstance()->current_test_info()->name();
+  TemporaryFolder() { std::filesystem::remove_all(path); }
+  ~TemporaryFolder() { std::filesystem::remove_all(path); }
+};
+
+TEST(Config, JsonRoundTripIsCanonical) {
+  for (const std::string& name : dpt::preset_names()) {
+    const dpt::Config config = dpt::Config::preset(name);
+    EXPECT_EQ(dpt::Config::from_json(config.to_json()), config);
+    EXPECT_EQ(dpt::Config::from_json(config.to_json(2)).to_json(), config.to_json());
+  }
+}
+
+TEST(Config, RefusesFieldsThatDoNotFitEachOther) {
+  const auto message = [](auto change) {
+    dpt::Config config;
+    change(config);
+    try {
+      config.check();
+    } catch (const c10::ValueError& error) {
+      return std::string(error.what_without_backtrace());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_NE(message([](auto& c) { c.heads = 5; }).find("multiple of heads 5"), std::string::npos);
+  EXPECT_NE(message([](auto& c) { c.taps = {2, 5, 5, 11}; }).find("ascending"), std::string::npos);
+  EXPECT_NE(message([](auto& c) { c.strides = {4, 8, 12, 32}; }).find("patch_size 16"), std::string::npos);
+  EXPECT_NE(message([](auto& c) { c.image_size = 385; }).find("got 385"), std::string::npos);
+}
+
+TEST(Model, NamesEachTensorOnce) {
+  dpt::Model model(small());
+  std::set<std::string> names;
+  size_t count = 0;
+  dpt::for_each_tensor(model, [&](const std::string& name, dpt::Tensor&, const dpt::TensorInfo&) {
+    names.insert(name);
+    ++count;
+  });
+  EXPECT_EQ(names.size(), count);
+  EXPECT_TRUE(names.contains("encoder.blocks.3.attn.qkv.weight"));
+  EXPECT_TRUE(names.contains("reassemble.0.read.project.weight"));
+  EXPECT_TRUE(names.contains("fusion.2.unit1.conv2.bias"));
+  EXPECT_FALSE(names.contains("fusion.3.unit1.conv1.weight")) << "the coarsest level has no unit1";
+}
+
+TEST(Model, RefusesTheWrongNumberOfTensors) {
+  dpt::Model model(small());
+  const std::vector<dpt::Tensor> one{torch::zeros({1})};
+  EXPECT_THROW(dpt::bind(model, one, {}, "test"), c10::ValueError);
+}
+
+TEST(DPTModel, ForwardGivesNonNegativeDepthOfTheImagesSize) {
+  torch::manual_seed(0);
+  dpt::DPTModel model(small());
+  const torch::Tensor depth = model->forward(torch::randn({2, 3, 64, 96})).depth;
+  EXPECT_EQ(depth.sizes(), (std::vector<int64_t>{2, 64, 96}));
+  EXPECT_GE(depth.min().item<float>(), 0);
+  EXPECT_GT(depth.max().item<float>(), 0);
+}
+
+TEST(DPTModel, ToChangesWhatForwardUses) {
+  dpt::DPTModel model(small());
+  model->to(torch::kDouble);
+  EXPECT_EQ(model->forward(torch::randn({1, 3, 64, 64}, torch::kDouble)).depth.scalar_type(), torch::kDouble);
+}
+
+TEST(DPTModel, CloneIsIndependent) {
+  dpt::DPTModel model(small());
+  model->eval();
+  const auto copy = std::dynamic_pointer_cast<dpt::DPTModelImpl>(model->clone());
+  const torch::Tensor images = torch::randn({1, 3, 64, 64});
+  EXPECT_FALSE(copy->is_training());
+  EXPECT_TRUE(copy->parameters()[0].requires_grad());
+  EXPECT_TRUE(torch::equal(copy->forward(images).depth, model->forward(images).depth));
+  const torch::NoGradGuard no_grad;
+  for (auto& parameter : copy->parameters()) parameter.add_(0.1);
+  EXPECT_FALSE(torch::equal(copy->parameters()[0], model->parameters()[0]));
+}
+
+TEST(DPTModel, CheckpointedGradientsAreTheSame) {
+  torch::manual_seed(0);
+  dpt::DPTModel model(small());
+  const torch::Tensor images = torch::randn({1, 3, 64, 64});
+  const auto gradients = [&](bool checkpoint) {
+    model->set_activation_checkpointing(checkpoint);
+    return torch::autograd::grad({model->forward(images).depth.sum()}, model->parameters());
+  };
+  const auto plain = gradients(false), checkpointed = gradients(true);
+  for (size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(torch::equal(plain[i], checkpointed[i])) << i;
+}
+
+TEST(DPTModel, SaveAndLoadGiveTheSameBits) {
+  const TemporaryFolder folder;
+  dpt::Config config = small();
+  config.fusion_norm = dpt::FusionNorm::kBatch;
+  dpt::DPTModel model(config);
+  model->forward(torch::randn({2, 3, 64, 64}));  // moves the running statistics
+  model->eval();
+  const torch::Tensor images = torch::randn({1, 3, 96, 64});
+  for (const dpt::Layout layout : {dpt::Layout::kTorchdpt, dpt::Layout::kTransformers}) {
+    dpt::save(model, folder.path.string(), layout);
+    dpt::DPTModel loaded = dpt::load(folder.path.string());
+    EXPECT_EQ(loaded->config(), config);
+    EXPECT_TRUE(torch::equal(loaded->forward(images).depth, model->forward(images).depth));
+  }
+}
+
+TEST(DPTModel, TorchArchivesRoundTrip) {
+  dpt::DPTModel model(small()), other(small());
+  std::stringstream stream;
+  torch::save(model, stream);
+  torch::load(other, stream);
+  const torch::Tensor images = torch::randn({1, 3, 64, 64});
+  EXPECT_TRUE(torch::equal(other->forward(images).depth, model->forward(images).depth));
+}
+
+TEST(DPTModel, SeedDecidesTheFirstValues) {
+  torch::manual_seed(1);
+  const dpt::DPTModel first(small());
+  torch::manual_seed(1);
+  const dpt::DPTModel second(small());
+  const dpt::DPTModel third(small());
+  EXPECT_TRUE(torch::equal(first->parameters()[0], second->parameters()[0]));
+  EXPECT_FALSE(torch::equal(first->parameters()[0], third->parameters()[0]));
+}
+
+}  // namespace

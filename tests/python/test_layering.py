@@ -1,0 +1,98 @@
+"""The directions of dependency: an include or import that docs/architecture.md does not allow is an error."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Part -> what it may use beside itself. A file belongs to the longest part that its path starts with.
+CPP = {
+    "dpt/export": set(),
+    "dpt/common": {"dpt/export"},
+    "dpt/layers": {"dpt/common"},
+    "dpt/ops": {"dpt/common", "dpt/layers"},
+    "dpt/encoder": {"dpt/layers", "dpt/ops", "dpt/common"},
+    "dpt/decoder": {"dpt/layers", "dpt/ops", "dpt/common"},
+    "dpt/io/json": {"dpt/export"},
+    "dpt/io/safetensors_header": {"dpt/export", "dpt/io/json"},
+    "dpt/io/atomic_file": {"dpt/common"},
+    "dpt/io/safetensors": {"dpt/common", "dpt/io/safetensors_header", "dpt/io/atomic_file"},
+    "dpt/config": {"dpt/encoder", "dpt/decoder", "dpt/io/json", "dpt/common"},
+    "dpt/model": {"dpt/config", "dpt/encoder", "dpt/decoder"},
+    "dpt/io/names": {"dpt/config"},
+    "dpt/io/transformers_config": {"dpt/config"},
+    "dpt/io/checkpoint": {
+        "dpt/model",
+        "dpt/io/names",
+        "dpt/io/transformers_config",
+        "dpt/io/safetensors",
+        "dpt/io/atomic_file",
+    },
+    "dpt/module": {"dpt/model", "dpt/io/checkpoint"},
+    "dpt/operators": {"dpt/model"},
+    "bindings": {"dpt/model", "dpt/io/checkpoint", "dpt/io/safetensors"},
+}
+PYTHON = {
+    "_build": set(),
+    "_C": set(),
+    "config": {"_C"},
+    "model": {"config", "_C"},
+    "export": {"model"},
+}
+
+
+def part_of(path: str, parts: dict[str, set[str]]) -> str:
+    matches = [part for part in parts if path == part or path.startswith((f"{part}/", f"{part}."))]
+    if not matches:
+        raise AssertionError(f"{path} belongs to no part: name it in docs/architecture.md and here")
+    return max(matches, key=len)
+
+
+def test_cpp_includes_follow_the_arrows() -> None:
+    wrong = []
+    files = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.cu")]
+    assert len(files) > 20
+    for file in files:
+        part = part_of(str(file.relative_to(ROOT / "csrc")), CPP)
+        for include in re.findall(r'#include "(.*)"', file.read_text()):
+            used = part_of(include, CPP)
+            if used != part and used not in CPP[part]:
+                wrong.append(f"{file.relative_to(ROOT)} ({part}) includes {include} ({used})")
+    assert wrong == []
+
+
+def test_files_with_kernels_have_no_torch_headers() -> None:
+    files = list((ROOT / "csrc").rglob("*.cu"))
+    assert files
+    for file in files:
+        assert not re.search(r"#include <(ATen|c10|torch)/", file.read_text()), file
+
+
+def test_json_and_header_parsers_have_no_torch_headers() -> None:
+    for stem in ("json", "safetensors_header"):
+        for suffix in (".h", ".cpp"):
+            text = (ROOT / "csrc/dpt/io" / (stem + suffix)).read_text()
+            assert not re.search(r'#include (<(ATen|c10|torch)/|"dpt/common.h")', text)
+
+
+def test_python_imports_follow_the_arrows() -> None:
+    wrong = []
+    for file in (ROOT / "python/torchdpt").glob("*.py"):
+        if file.stem == "__init__":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module == "torchdpt":
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torchdpt."):
+                names = [str(node.module).split(".")[1]]
+            wrong += [f"{file.name} imports {name}" for name in names if name not in PYTHON[file.stem]]
+    assert wrong == []
+
+
+def test_no_function_of_the_network_is_written_in_python() -> None:
+    for file in (ROOT / "python/torchdpt").glob("*.py"):
+        assert not re.search(r"torch\.nn\.functional|import.* functional|\bF\.", file.read_text()), file
