@@ -45,7 +45,12 @@ with torch.inference_mode():
 
 peer_median = times["transformers"]["median_ms"]
 rows = [
-    {"case": name, **times[name], "ratio": round(times[name]["median_ms"] / peer_median, 3), "error": f"{errors[name]:.1e}"}
+    {
+        "case": name,
+        **times[name],
+        "ratio": round(times[name]["median_ms"] / peer_median, 3),
+        "error": f"{errors[name]:.1e}",
+    }
     for name in cases
 ]
 record(

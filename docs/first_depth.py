@@ -1,7 +1,7 @@
 """Depth of a photograph, saved as a picture: python docs/first_depth.py [PHOTO] [--weights FOLDER].
 
-Without --weights the weights are random: the picture shows that the pipeline runs, and no depth. With a folder that holds
-a published checkpoint (Intel/dpt-large: config.json and model.safetensors) it is the depth that the network sees.
+Without --weights the weights are random: the picture shows that the pipeline runs, and no depth. With a folder that
+holds a published checkpoint (Intel/dpt-large: config.json and model.safetensors) it is the depth that the network sees.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-// csrc/bindings/module.cpp -- torchdpt._C: configs and files. The network itself crosses as operators (torch.ops.dpt).
+// csrc/bindings/module.cpp -- torchdpt._C: configs and files. The network itself crosses as
+// operators (torch.ops.dpt).
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -17,23 +18,24 @@ using dpt::TensorInfo;
 // Name, shape, dtype, and whether the tensor is a buffer.
 using SpecEntry = std::tuple<std::string, std::vector<int64_t>, at::ScalarType, bool>;
 
-// Calls f(name, tensor, info) for the tensors of one stage ("encoder", "reassemble", "fusion", "head"), names relative
-// to it.
+// Calls f(name, tensor, info) for the tensors of one stage ("encoder", "reassemble", "fusion",
+// "head"), names relative to it.
 template <class F>
 void for_stage(Model& model, const std::string& stage, F&& f) {
   if (stage == "encoder") return dpt::for_each_tensor(model.encoder, f);
   if (stage == "reassemble") return dpt::for_each_tensor(model.reassemble, f);
   if (stage == "fusion") return dpt::for_each_tensor(model.fusion, f);
   if (stage == "head") return dpt::for_each_tensor(model.head, f);
-  TORCH_CHECK_VALUE(false, "stage must be 'encoder', 'reassemble', 'fusion' or 'head', got '", stage, "'");
+  TORCH_CHECK_VALUE(false, "stage must be 'encoder', 'reassemble', 'fusion' or 'head', got '",
+                    stage, "'");
 }
 
 std::vector<SpecEntry> spec(const std::string& config, const std::string& stage) {
   Model model(Config::from_json(config));
   std::vector<SpecEntry> entries;
   for_stage(model, stage, [&](const std::string& name, Tensor&, const TensorInfo& info) {
-    entries.emplace_back(name, std::vector<int64_t>(info.shape.begin(), info.shape.end()), info.dtype,
-                         info.role == dpt::Role::kBuffer);
+    entries.emplace_back(name, std::vector<int64_t>(info.shape.begin(), info.shape.end()),
+                         info.dtype, info.role == dpt::Role::kBuffer);
   });
   return entries;
 }
@@ -61,21 +63,23 @@ std::tuple<std::string, std::map<std::string, Tensor>, std::vector<std::string>>
   return {checkpoint.model.config.to_json(), tensors_of(checkpoint.model), checkpoint.ignored};
 }
 
-std::tuple<std::map<std::string, Tensor>, std::vector<std::string>> load_encoder(const std::string& config,
-                                                                                 const std::string& path) {
+std::tuple<std::map<std::string, Tensor>, std::vector<std::string>> load_encoder(
+    const std::string& config, const std::string& path) {
   Model model(Config::from_json(config));
   std::vector<std::string> unused = dpt::load_encoder(model, path);
   return {tensors_of(model), std::move(unused)};
 }
 
-std::vector<std::string> save_checkpoint(const std::string& config, const std::map<std::string, Tensor>& tensors,
+std::vector<std::string> save_checkpoint(const std::string& config,
+                                         const std::map<std::string, Tensor>& tensors,
                                          const std::string& folder, const std::string& layout) {
   Model model(Config::from_json(config));
   dpt::for_each_tensor(model, [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
     const auto found = tensors.find(name);
-    TORCH_CHECK_VALUE(found != tensors.end() && found->second.sizes() == at::IntArrayRef(info.shape),
-                      "save_checkpoint: tensor '", name, "' must have shape ", at::IntArrayRef(info.shape), ", got ",
-                      found == tensors.end() ? "none" : c10::str(found->second.sizes()));
+    TORCH_CHECK_VALUE(
+        found != tensors.end() && found->second.sizes() == at::IntArrayRef(info.shape),
+        "save_checkpoint: tensor '", name, "' must have shape ", at::IntArrayRef(info.shape),
+        ", got ", found == tensors.end() ? "none" : c10::str(found->second.sizes()));
     tensor = found->second;
   });
   return dpt::save_checkpoint(model, folder, dpt::parse_layout(layout));
@@ -95,26 +99,36 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Bindings of libdpt: configs and files. Importing it registers the operators torch.ops.dpt.*.";
-  // The wrapper turns errors of LibTorch into their Python kinds; "no_gil" lets other threads run meanwhile.
+  m.doc() =
+      "Bindings of libdpt: configs and files. Importing it registers the operators "
+      "torch.ops.dpt.*.";
+  // The wrapper turns errors of LibTorch into their Python kinds; "no_gil" lets other threads run
+  // meanwhile.
   const auto def = [&](const char* name, auto function, const auto&... extra) {
     m.def(name, torch::wrap_pybind_function_no_gil(function), extra...);
   };
-  def("canonical_config", +[](const std::string& config) { return Config::from_json(config).to_json(); },
-      py::arg("config"), "The config with every field, sorted; raises ValueError if it is not a valid one.");
-  def("preset", +[](const std::string& name) { return Config::preset(name).to_json(); }, py::arg("name"),
-      "The config of a preset.");
+  def(
+      "canonical_config",
+      +[](const std::string& config) { return Config::from_json(config).to_json(); },
+      py::arg("config"),
+      "The config with every field, sorted; raises ValueError if it is not a valid one.");
+  def(
+      "preset", +[](const std::string& name) { return Config::preset(name).to_json(); },
+      py::arg("name"), "The config of a preset.");
   def("preset_names", &dpt::preset_names, "Names of the presets, smallest network first.");
   def("spec", &spec, py::arg("config"), py::arg("stage"),
-      "Name, shape, dtype and is_buffer of each tensor of a stage, in the order that the operators want.");
+      "Name, shape, dtype and is_buffer of each tensor of a stage, in the order that the operators "
+      "want.");
   def("initial_tensors", &initial_tensors, py::arg("config"), py::arg("stage"),
       "First values of a stage's tensors, in the order of spec, from the CPU's default generator.");
-  def("load_checkpoint", &load_checkpoint, py::arg("path"), "Config, tensors by name, names that were ignored.");
+  def("load_checkpoint", &load_checkpoint, py::arg("path"),
+      "Config, tensors by name, names that were ignored.");
   def("load_encoder", &load_encoder, py::arg("config"), py::arg("path"),
       "Tensors of the encoder by name, names that were not used.");
-  def("save_checkpoint", &save_checkpoint, py::arg("config"), py::arg("tensors"), py::arg("folder"), py::arg("layout"),
-      "Writes a folder; returns the names that were written as zeros.");
-  def("read_safetensors", &read_safetensors, py::arg("path"), "Metadata and tensors of a file, mapped, not copied.");
-  def("write_safetensors", &write_safetensors, py::arg("path"), py::arg("tensors"), py::arg("metadata"),
-      "Writes a file under a temporary name, then renames it.");
+  def("save_checkpoint", &save_checkpoint, py::arg("config"), py::arg("tensors"), py::arg("folder"),
+      py::arg("layout"), "Writes a folder; returns the names that were written as zeros.");
+  def("read_safetensors", &read_safetensors, py::arg("path"),
+      "Metadata and tensors of a file, mapped, not copied.");
+  def("write_safetensors", &write_safetensors, py::arg("path"), py::arg("tensors"),
+      py::arg("metadata"), "Writes a file under a temporary name, then renames it.");
 }

@@ -16,8 +16,8 @@ constexpr std::array<std::string_view, 2> kFusionNorms{"none", "batch"};
 template <size_t N>
 size_t index_of(const std::array<std::string_view, N>& names, const std::string& name) {
   const auto found = std::find(names.begin(), names.end(), name);
-  TORCH_CHECK_VALUE(found != names.end(), "one of ", at::ArrayRef<std::string_view>(names), ", got '",
-                    name, "'");
+  TORCH_CHECK_VALUE(found != names.end(), "one of ", at::ArrayRef<std::string_view>(names),
+                    ", got '", name, "'");
   return static_cast<size_t>(found - names.begin());
 }
 
@@ -104,8 +104,8 @@ std::string_view to_string(FusionNorm norm) { return kFusionNorms[static_cast<si
 void Config::check() const {
   const auto positive = [](const char* name, int64_t value) {
     // The bound keeps products of sizes far from overflow; no network comes near it.
-    TORCH_CHECK_VALUE(value > 0 && value <= 1 << 16, "DPTConfig: ", name, " must be in [1, 65536], got ",
-                      value);
+    TORCH_CHECK_VALUE(value > 0 && value <= 1 << 16, "DPTConfig: ", name,
+                      " must be in [1, 65536], got ", value);
   };
   positive("image_size", image_size);
   positive("patch_size", patch_size);
@@ -120,10 +120,11 @@ void Config::check() const {
     positive("channels", channels[i]);
   }
   TORCH_CHECK_VALUE(depth <= 1024, "DPTConfig: depth must be at most 1024, got ", depth);
-  TORCH_CHECK_VALUE(image_size % patch_size == 0, "DPTConfig: image_size must be a multiple of patch_size ",
-                    patch_size, ", got ", image_size);
-  TORCH_CHECK_VALUE(width % heads == 0, "DPTConfig: width must be a multiple of heads ", heads, ", got ",
-                    width);
+  TORCH_CHECK_VALUE(image_size % patch_size == 0,
+                    "DPTConfig: image_size must be a multiple of patch_size ", patch_size, ", got ",
+                    image_size);
+  TORCH_CHECK_VALUE(width % heads == 0, "DPTConfig: width must be a multiple of heads ", heads,
+                    ", got ", width);
   TORCH_CHECK_VALUE(features >= 2, "DPTConfig: features must be at least 2, got ", features,
                     "; the head halves them");
   TORCH_CHECK_VALUE(std::isfinite(layer_norm_eps) && layer_norm_eps > 0,
@@ -131,15 +132,15 @@ void Config::check() const {
   TORCH_CHECK_VALUE(taps[0] >= 0 && taps[0] < taps[1] && taps[1] < taps[2] && taps[2] < taps[3],
                     "DPTConfig: taps must be four ascending 0-based block indices, got ",
                     at::ArrayRef<int64_t>(taps));
-  TORCH_CHECK_VALUE(taps[3] == depth - 1, "DPTConfig: the last tap must be the last block, ", depth - 1,
-                    ", got ", taps[3], "; set depth to ", taps[3] + 1,
+  TORCH_CHECK_VALUE(taps[3] == depth - 1, "DPTConfig: the last tap must be the last block, ",
+                    depth - 1, ", got ", taps[3], "; set depth to ", taps[3] + 1,
                     ", since blocks after the last tap would never run");
   TORCH_CHECK_VALUE(strides[0] == 4, "DPTConfig: the finest stride must be 4, got ", strides[0],
                     "; fusion and head each upsample by two, back to the image");
   for (size_t i = 0; i < 4; ++i) {
     TORCH_CHECK_VALUE(strides[i] % patch_size == 0 || patch_size % strides[i] == 0,
-                      "DPTConfig: each stride must divide or be a multiple of patch_size ", patch_size,
-                      ", got ", at::ArrayRef<int64_t>(strides));
+                      "DPTConfig: each stride must divide or be a multiple of patch_size ",
+                      patch_size, ", got ", at::ArrayRef<int64_t>(strides));
     TORCH_CHECK_VALUE(i == 0 || strides[i - 1] < strides[i],
                       "DPTConfig: strides must ascend, finest level first, got ",
                       at::ArrayRef<int64_t>(strides));
@@ -151,8 +152,9 @@ Config Config::from_json(const json::Object& object) {
   size_t known = 0;
   if (const auto version = object.find("format_version"); version != object.end()) {
     ++known;
-    TORCH_CHECK_VALUE(version->second.as_int() == kFormatVersion, "DPTConfig: format_version must be ",
-                      kFormatVersion, ", got ", json::dump(version->second),
+    TORCH_CHECK_VALUE(version->second.as_int() == kFormatVersion,
+                      "DPTConfig: format_version must be ", kFormatVersion, ", got ",
+                      json::dump(version->second),
                       "; the file was written by another release of torchdpt");
   }
   for_each_field(config, [&](const char* name, auto& field) {
@@ -164,7 +166,8 @@ Config Config::from_json(const json::Object& object) {
     } catch (const json::Error& error) {
       TORCH_CHECK_VALUE(false, "DPTConfig: field '", name, "': ", error.what());
     } catch (const c10::ValueError& error) {
-      TORCH_CHECK_VALUE(false, "DPTConfig: field '", name, "' must be ", error.what_without_backtrace());
+      TORCH_CHECK_VALUE(false, "DPTConfig: field '", name, "' must be ",
+                        error.what_without_backtrace());
     }
   });
   if (known != object.size()) {
@@ -189,7 +192,8 @@ Config Config::from_json(std::string_view text) {
 
 std::string Config::to_json(int indent) const {
   json::Object object{{"format_version", kFormatVersion}};
-  for_each_field(*this, [&](const char* name, const auto& field) { object[name] = written(field); });
+  for_each_field(*this,
+                 [&](const char* name, const auto& field) { object[name] = written(field); });
   return json::dump(object, indent);
 }
 
@@ -197,7 +201,8 @@ Config Config::preset(std::string_view name) {
   for (const Preset& preset : presets()) {
     if (preset.name == name) return preset.config;
   }
-  TORCH_CHECK_VALUE(false, "DPTConfig: unknown preset '", name, "'; the presets are ", preset_names());
+  TORCH_CHECK_VALUE(false, "DPTConfig: unknown preset '", name, "'; the presets are ",
+                    preset_names());
 }
 
 std::vector<std::string> preset_names() {

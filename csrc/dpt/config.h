@@ -1,4 +1,5 @@
-// csrc/dpt/config.h -- the description of a network. Every variant is a field; presets are sets of values.
+// csrc/dpt/config.h -- the description of a network. Every variant is a field; presets are sets of
+// values.
 #pragma once
 
 #include <string_view>
@@ -20,8 +21,8 @@ struct DPT_API Config {
   int64_t heads = 12;
   int64_t mlp_width = 3072;
   bool qkv_bias = true;
-  bool distilled = false;         // DeiT: a distillation token beside the readout token
-  double layer_norm_eps = 1e-6;   // timm, which the published weights were trained with
+  bool distilled = false;                    // DeiT: a distillation token beside the readout token
+  double layer_norm_eps = 1e-6;              // timm, which the published weights were trained with
   std::array<int64_t, 4> taps{2, 5, 8, 11};  // 0-based block indices
   // reassemble
   ReadMode readout = ReadMode::kProject;

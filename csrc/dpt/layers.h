@@ -1,10 +1,11 @@
 // csrc/dpt/layers.h -- the layers of the network as plain values.
 //
-// A layer is a struct of tensor handles: operator() is its forward pass, and visit names its tensors. visit(v) calls
+// A layer is a struct of tensor handles: operator() is its forward pass, and visit names its
+// tensors. visit(v) calls
 //   v(name, part)          for each part that has tensors of its own, and
 //   v(name, tensor, info)  for each tensor, with its shape, first values and role,
-// always in one order, the order in which tensors cross to Python and into files. A layer that was only constructed
-// knows its shapes and has no tensors yet: bind() and allocate() give it some.
+// always in one order, the order in which tensors cross to Python and into files. A layer that was
+// only constructed knows its shapes and has no tensors yet: bind() and allocate() give it some.
 #pragma once
 
 #include <array>
@@ -57,7 +58,8 @@ struct DPT_API Linear {
   }
 };
 
-// [B, in, H, W] -> [B, out, ceil(H/stride), ceil(W/stride)] with padding kernel / 2 (patch embedding: none).
+// [B, in, H, W] -> [B, out, ceil(H/stride), ceil(W/stride)] with padding kernel / 2 (patch
+// embedding: none).
 struct DPT_API Conv2d {
   int64_t in = 0, out = 0, kernel = 1, stride = 1, padding = 0;
   bool has_bias = true;
@@ -79,7 +81,8 @@ struct DPT_API Conv2d {
   }
 };
 
-// [B, channels, H, W] -> [B, channels, factor * H, factor * W]; kernel = stride, so no pixel is written twice.
+// [B, channels, H, W] -> [B, channels, factor * H, factor * W]; kernel = stride, so no pixel is
+// written twice.
 struct DPT_API ConvTranspose2d {
   int64_t channels = 0, factor = 1;
   Tensor weight{}, bias{};
@@ -176,26 +179,28 @@ struct BindingVisitor {
 
 }  // namespace detail
 
-// Calls f(name, tensor, info) for each tensor of a layer, stage or model; names are joined by dots behind `prefix`.
+// Calls f(name, tensor, info) for each tensor of a layer, stage or model; names are joined by dots
+// behind `prefix`.
 template <class Part, class F>
 void for_each_tensor(Part& part, F&& f, std::string prefix = "") {
   part.visit(detail::NamingVisitor<F>{f, std::move(prefix)});
 }
 
-// Gives a layer, stage or model its tensors, in the order of visit. `function` is named in the error.
+// Gives a layer, stage or model its tensors, in the order of visit. `function` is named in the
+// error.
 template <class Part>
 void bind(Part& part, at::TensorList parameters, at::TensorList buffers, const char* function) {
   detail::BindingVisitor binding{parameters, buffers};
   part.visit(binding);
   TORCH_CHECK_VALUE(
       binding.next_parameter == parameters.size() && binding.next_buffer == buffers.size(),
-      function, ": this config has ", binding.next_parameter, " parameters and ", binding.next_buffer,
-      " buffers, got ", parameters.size(), " and ", buffers.size(),
+      function, ": this config has ", binding.next_parameter, " parameters and ",
+      binding.next_buffer, " buffers, got ", parameters.size(), " and ", buffers.size(),
       "; pass the tensors in the order of the config's spec");
 }
 
-// Gives a tensor its first values. Random ones come from the default generator of the CPU, so torch.manual_seed decides
-// them, and they are the same on every device.
+// Gives a tensor its first values. Random ones come from the default generator of the CPU, so
+// torch.manual_seed decides them, and they are the same on every device.
 DPT_API Tensor make_initial(const TensorInfo& info);
 
 // Allocates and initialises every tensor on the CPU; parameters require gradients.

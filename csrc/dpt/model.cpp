@@ -19,9 +19,9 @@ Model::Model(const Config& config)
       head(config.features, config.head_features) {}
 
 Output Model::operator()(const Tensor& image, bool training, bool checkpoint) const {
-  const std::vector<Tensor> taps = encoder(image, checkpoint);                      // [B, 1+N, D]
+  const std::vector<Tensor> taps = encoder(image, checkpoint);  // [B, 1+N, D]
   const std::vector<Tensor> maps = reassemble(taps, image.sym_size(2), image.sym_size(3));
-  return {.depth = head(fusion(maps, training))};                                   // [B, H, W]
+  return {.depth = head(fusion(maps, training))};  // [B, H, W]
 }
 
 }  // namespace dpt

@@ -20,8 +20,9 @@ struct DPT_API Model {
   // Checks the config; the tensors are undefined until initialize() or bind().
   explicit Model(const Config& config);
 
-  // image [B, 3, H, W], normalised as in training; H and W are multiples of the patch size. `training` makes batch
-  // normalisation use and update batch statistics; `checkpoint` trades time for memory in the encoder.
+  // image [B, 3, H, W], normalised as in training; H and W are multiples of the patch size.
+  // `training` makes batch normalisation use and update batch statistics; `checkpoint` trades time
+  // for memory in the encoder.
   Output operator()(const Tensor& image, bool training = false, bool checkpoint = false) const;
 
   template <class Visitor>

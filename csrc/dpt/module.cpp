@@ -10,8 +10,10 @@ Model initialized(const Config& config) {
   return model;
 }
 
-// Names of torch::nn::Module have no dots: every dot of ours becomes a submodule, which holds tensors only.
-void register_tensor(torch::nn::Module& root, const std::string& name, const Tensor& tensor, Role role) {
+// Names of torch::nn::Module have no dots: every dot of ours becomes a submodule, which holds
+// tensors only.
+void register_tensor(torch::nn::Module& root, const std::string& name, const Tensor& tensor,
+                     Role role) {
   torch::nn::Module* holder = &root;
   size_t begin = 0;
   for (size_t dot; (dot = name.find('.', begin)) != std::string::npos; begin = dot + 1) {
@@ -42,7 +44,8 @@ Output DPTModelImpl::forward(const Tensor& images) const {
   return model_(images, is_training(), checkpoint_ && at::GradMode::is_enabled());
 }
 
-std::shared_ptr<torch::nn::Module> DPTModelImpl::clone(const std::optional<torch::Device>& device) const {
+std::shared_ptr<torch::nn::Module> DPTModelImpl::clone(
+    const std::optional<torch::Device>& device) const {
   const torch::NoGradGuard no_grad;
   Model copy = model_;
   for_each_tensor(copy, [&](const std::string&, Tensor& tensor, const TensorInfo&) {

@@ -1,5 +1,6 @@
-// csrc/dpt/module.h -- the network as a torch::nn::Module, for C++ programs: to(), parameters(), train(), clone(),
-// torch::optim, torch::save. It only owns the tensors; the forward pass is Model's.
+// csrc/dpt/module.h -- the network as a torch::nn::Module, for C++ programs: to(), parameters(),
+// train(), clone(), torch::optim, torch::save. It only owns the tensors; the forward pass is
+// Model's.
 #pragma once
 
 #include <torch/torch.h>
@@ -39,6 +40,7 @@ TORCH_MODULE(DPTModel);
 DPT_API DPTModel load(const std::string& path);
 
 // Writes `folder`/config.json and `folder`/model.safetensors.
-DPT_API void save(const DPTModel& model, const std::string& folder, Layout layout = Layout::kTorchdpt);
+DPT_API void save(const DPTModel& model, const std::string& folder,
+                  Layout layout = Layout::kTorchdpt);
 
 }  // namespace dpt

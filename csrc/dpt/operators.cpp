@@ -1,8 +1,10 @@
-// csrc/dpt/operators.cpp -- the network as operators: torch.ops.dpt.{encode, reassemble, fuse, head, forward, attention}.
+// csrc/dpt/operators.cpp -- the network as operators: torch.ops.dpt.{encode, reassemble, fuse,
+// head, forward, attention}.
 //
-// Each is the C++ function of its stage. CompositeImplicitAutograd: autograd, autocast, torch.compile and torch.export see
-// the ATen calls inside. `tensors` and `buffers` are those of the stage (of the model: of all stages) in the order of the
-// config's spec, `config` is its JSON. Buffers are marked as written, since batch normalisation updates them in training.
+// Each is the C++ function of its stage. CompositeImplicitAutograd: autograd, autocast,
+// torch.compile and torch.export see the ATen calls inside. `tensors` and `buffers` are those of
+// the stage (of the model: of all stages) in the order of the config's spec, `config` is its JSON.
+// Buffers are marked as written, since batch normalisation updates them in training.
 #include <torch/library.h>
 
 #include "dpt/model.h"
@@ -18,8 +20,9 @@ std::vector<Tensor> encode(const Tensor& image, at::TensorList tensors, at::Tens
   return encoder(image, checkpoint);
 }
 
-std::vector<Tensor> reassemble(at::TensorList taps, c10::SymIntArrayRef size, at::TensorList tensors,
-                               at::TensorList buffers, c10::string_view config, bool training) {
+std::vector<Tensor> reassemble(at::TensorList taps, c10::SymIntArrayRef size,
+                               at::TensorList tensors, at::TensorList buffers,
+                               c10::string_view config, bool training) {
   TORCH_CHECK_VALUE(size.size() == 2, "reassemble: size must be the image's (height, width), got ",
                     size.size(), " numbers");
   Reassemble reassemble(Config::from_json(config).reassemble());
@@ -60,25 +63,31 @@ Tensor attention(const Tensor& image, at::TensorList tensors, at::TensorList buf
 
 TORCH_LIBRARY_FRAGMENT(dpt, m) {
   m.def(
-      "encode(Tensor image, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool training=False, "
+      "encode(Tensor image, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool "
+      "training=False, "
       "bool checkpoint=False) -> Tensor[]",
       encode);
   m.def(
-      "reassemble(Tensor[] taps, SymInt[] size, Tensor[] tensors, Tensor(a!)[] buffers, str config, "
+      "reassemble(Tensor[] taps, SymInt[] size, Tensor[] tensors, Tensor(a!)[] buffers, str "
+      "config, "
       "bool training=False) -> Tensor[]",
       reassemble);
   m.def(
-      "fuse(Tensor[] maps, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool training=False) -> Tensor",
+      "fuse(Tensor[] maps, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool "
+      "training=False) -> Tensor",
       fuse);
   m.def(
-      "head(Tensor map, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool training=False) -> Tensor[]",
+      "head(Tensor map, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool training=False) "
+      "-> Tensor[]",
       head);
   m.def(
-      "forward(Tensor image, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool training=False, "
+      "forward(Tensor image, Tensor[] tensors, Tensor(a!)[] buffers, str config, bool "
+      "training=False, "
       "bool checkpoint=False) -> Tensor[]",
       forward);
   m.def(
-      "attention(Tensor image, Tensor[] tensors, Tensor(a!)[] buffers, str config, int block) -> Tensor",
+      "attention(Tensor image, Tensor[] tensors, Tensor(a!)[] buffers, str config, int block) -> "
+      "Tensor",
       attention);
 }
 

@@ -17,12 +17,11 @@ def list_presets() -> list[str]:
     return _C.preset_names()
 
 
-def _default(name: str) -> Any:
-    value = _DEFAULTS[name]
-    return tuple(value) if isinstance(value, list) else value
-
-
-_DEFAULTS: dict[str, Any] = json.loads(_C.canonical_config("{}"))
+# The C++ side has them; a field without one here would be a KeyError at import.
+_DEFAULTS: dict[str, Any] = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in json.loads(_C.canonical_config("{}")).items()
+}
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,22 @@ class DPTConfig:
         ValueError: if a field is out of range or two do not fit each other.
     """
 
-    image_size: int = _default("image_size")
-    patch_size: int = _default("patch_size")
-    width: int = _default("width")
-    depth: int = _default("depth")
-    heads: int = _default("heads")
-    mlp_width: int = _default("mlp_width")
-    qkv_bias: bool = _default("qkv_bias")
-    distilled: bool = _default("distilled")
-    layer_norm_eps: float = _default("layer_norm_eps")
-    taps: Levels = _default("taps")
-    readout: Literal["ignore", "add", "project"] = _default("readout")
-    strides: Levels = _default("strides")
-    channels: Levels = _default("channels")
-    features: int = _default("features")
-    fusion_norm: Literal["none", "batch"] = _default("fusion_norm")
-    head_features: int = _default("head_features")
+    image_size: int = _DEFAULTS["image_size"]
+    patch_size: int = _DEFAULTS["patch_size"]
+    width: int = _DEFAULTS["width"]
+    depth: int = _DEFAULTS["depth"]
+    heads: int = _DEFAULTS["heads"]
+    mlp_width: int = _DEFAULTS["mlp_width"]
+    qkv_bias: bool = _DEFAULTS["qkv_bias"]
+    distilled: bool = _DEFAULTS["distilled"]
+    layer_norm_eps: float = _DEFAULTS["layer_norm_eps"]
+    taps: Levels = _DEFAULTS["taps"]
+    readout: Literal["ignore", "add", "project"] = _DEFAULTS["readout"]
+    strides: Levels = _DEFAULTS["strides"]
+    channels: Levels = _DEFAULTS["channels"]
+    features: int = _DEFAULTS["features"]
+    fusion_norm: Literal["none", "batch"] = _DEFAULTS["fusion_norm"]
+    head_features: int = _DEFAULTS["head_features"]
 
     def __post_init__(self) -> None:
         for field in ("taps", "strides", "channels"):  # lists become tuples, so that configs can be keys

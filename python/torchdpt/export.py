@@ -26,7 +26,11 @@ class _Named(nn.Module):
 
 
 def export(
-    model: DPTModel, path: str | os.PathLike[str], *, size: tuple[int, int] | None = None, dynamic: bool = True
+    model: DPTModel,
+    path: str | os.PathLike[str],
+    *,
+    size: tuple[int, int] | None = None,
+    dynamic: bool = True,
 ) -> None:
     """Write a model as a graph of plain ATen or ONNX operators, which needs torchdpt no more.
 

@@ -131,10 +131,7 @@ class _Stage(nn.Module):
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -161,9 +158,7 @@ class Encoder(_Stage):
         Raises:
             ValueError: if the images have another shape or dtype.
         """
-        return torch.ops.dpt.encode(
-            images, *self._gather(), self.config.to_json(), self.training, self._checkpoint()
-        )  # type: ignore[no-any-return]
+        return torch.ops.dpt.encode(images, *self._gather(), self.config.to_json(), self.training, self._checkpoint())  # type: ignore[no-any-return]
 
     def attention(self, images: Tensor, block: int) -> Tensor:
         """The attention weights of one block (counted from 0), [B, heads, 1+N, 1+N]; each row sums to one."""
@@ -191,9 +186,7 @@ class Reassemble(_Stage):
         Raises:
             ValueError: if there are not four taps, or their tokens do not fit `size`.
         """
-        return torch.ops.dpt.reassemble(
-            list(taps), size, *self._gather(), self.config.to_json(), self.training
-        )  # type: ignore[no-any-return]
+        return torch.ops.dpt.reassemble(list(taps), size, *self._gather(), self.config.to_json(), self.training)  # type: ignore[no-any-return]
 
 
 class Fusion(_Stage):
@@ -294,9 +287,7 @@ class DPTModel(nn.Module):
         model.load_state_dict(tensors, assign=True)
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 
-    def save_pretrained(
-        self, folder: Path, layout: Literal["torchdpt", "transformers"] = "torchdpt"
-    ) -> list[str]:
+    def save_pretrained(self, folder: Path, layout: Literal["torchdpt", "transformers"] = "torchdpt") -> list[str]:
         """Write config.json and model.safetensors into a folder, which is created.
 
         Each file is written to a temporary name first, so none is ever half there.

@@ -46,7 +46,8 @@ TEST(Config, RefusesFieldsThatDoNotFitEachOther) {
   };
   EXPECT_NE(message([](auto& c) { c.heads = 5; }).find("multiple of heads 5"), std::string::npos);
   EXPECT_NE(message([](auto& c) { c.taps = {2, 5, 5, 11}; }).find("ascending"), std::string::npos);
-  EXPECT_NE(message([](auto& c) { c.strides = {4, 8, 12, 32}; }).find("patch_size 16"), std::string::npos);
+  EXPECT_NE(message([](auto& c) { c.strides = {4, 8, 12, 32}; }).find("patch_size 16"),
+            std::string::npos);
   EXPECT_NE(message([](auto& c) { c.image_size = 385; }).find("got 385"), std::string::npos);
 }
 
@@ -83,7 +84,8 @@ TEST(DPTModel, ForwardGivesNonNegativeDepthOfTheImagesSize) {
 TEST(DPTModel, ToChangesWhatForwardUses) {
   dpt::DPTModel model(small());
   model->to(torch::kDouble);
-  EXPECT_EQ(model->forward(torch::randn({1, 3, 64, 64}, torch::kDouble)).depth.scalar_type(), torch::kDouble);
+  EXPECT_EQ(model->forward(torch::randn({1, 3, 64, 64}, torch::kDouble)).depth.scalar_type(),
+            torch::kDouble);
 }
 
 TEST(DPTModel, CloneIsIndependent) {
@@ -108,7 +110,8 @@ TEST(DPTModel, CheckpointedGradientsAreTheSame) {
     return torch::autograd::grad({model->forward(images).depth.sum()}, model->parameters());
   };
   const auto plain = gradients(false), checkpointed = gradients(true);
-  for (size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(torch::equal(plain[i], checkpointed[i])) << i;
+  for (size_t i = 0; i < plain.size(); ++i)
+    EXPECT_TRUE(torch::equal(plain[i], checkpointed[i])) << i;
 }
 
 TEST(DPTModel, SaveAndLoadGiveTheSameBits) {

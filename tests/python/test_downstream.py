@@ -29,7 +29,10 @@ CONFIG = torchdpt.DPTConfig(
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("downstream")
     configure = ["cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DCMAKE_PREFIX_PATH={torchdpt.cmake_prefix_path}", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [
+        f"-DCMAKE_PREFIX_PATH={torchdpt.cmake_prefix_path}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
     subprocess.run(configure, check=True)
     subprocess.run(["cmake", "--build", folder], check=True)
     return folder

@@ -32,7 +32,14 @@ def test_runpath_is_relative(library: Path) -> None:
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
 def test_only_libraries_of_torch_and_the_system_are_needed(library: Path) -> None:
     needed = set(re.findall(r"NEEDED\).*\[(.*)\]", dynamic_section(library)))
-    system = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "libcudart.so.13"}
+    system = {
+        "libc.so.6",
+        "libm.so.6",
+        "libstdc++.so.6",
+        "libgcc_s.so.1",
+        "ld-linux-x86-64.so.2",
+        "libcudart.so.13",
+    }
     assert {name for name in needed - system if not re.match(r"lib(torch|c10)", name)} <= {"libdpt.so"}
 
 

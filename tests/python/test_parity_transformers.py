@@ -4,6 +4,7 @@ The peer's weights are drawn so that an error shows: every branch of a block add
 gains and all biases are random, and the last bias is placed so that most of the output is above zero and varies.
 """
 
+import copy
 import json
 import logging
 import tempfile
@@ -23,7 +24,9 @@ from torchdpt import DPTConfig, DPTModel
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 DTYPES = list(TOLERANCE)
 
-# Sides 64 (native, 4 x 4 patches), 32 and 96: all multiples of 32, where the published network is defined.
+# Native side -> sides to compare at: multiples of 32, where the published network is defined.
+SIZES = {64: (64, 96), 32: (32, 64), 384: (384, 64)}
+
 NARROW = dict(
     image_size=64,
     hidden_size=60,
@@ -76,10 +79,13 @@ def make_peer(dtype=torch.float64, seed=0, **fields):
         normal(peer.dpt.embeddings.cls_token, 1)
         normal(peer.dpt.embeddings.position_embeddings, 1)
         below = []
-        handle = peer.head.head[4].register_forward_hook(lambda module, args, output: below.append(output))
-        peer(images(64, 3, dtype))
+        handle = peer.head.head[4].register_forward_hook(lambda module, args, output: below.extend(output))
+        for size in SIZES[peer.config.image_size]:
+            peer(images(size, 3, dtype))
         handle.remove()
-        peer.head.head[4].bias -= below[0].quantile(0.3)
+        peer.head.head[4].bias -= min(
+            image.flatten()[:: max(1, image.numel() // 10000)].quantile(0.3) for image in below
+        )
     return peer
 
 
@@ -110,8 +116,8 @@ def assert_can_fail(reference):
 
 
 @torch.no_grad()
-def compare(ours, peer, sizes=(64,), batches=(1,)):
-    for size in sizes:
+def compare(ours, peer, sizes=None, batches=(1,)):
+    for size in sizes or SIZES[peer.config.image_size]:
         for batch in batches:
             x = images(size, batch, peer.dtype)
             reference = peer(x).predicted_depth
@@ -133,8 +139,11 @@ def narrow():
 # Outputs
 
 
-@pytest.mark.parametrize("eps", [1e-12, 1e-6, 1e-3])
-@pytest.mark.parametrize("shape", [NARROW, ODD], ids=["w60h5", "w63h7"])
+@pytest.mark.parametrize(
+    ("shape", "eps"),
+    [(NARROW, 1e-12), (NARROW, 1e-3), (ODD, 1e-6)],
+    ids=["w60h5-1e-12", "w60h5-1e-3", "w63h7-1e-6"],
+)
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("readout", ["ignore", "add", "project"])
 def test_output_equals_transformers(tmp_path, readout, qkv_bias, shape, eps):
@@ -145,7 +154,7 @@ def test_output_equals_transformers(tmp_path, readout, qkv_bias, shape, eps):
         assert ours.config.readout == readout
         assert ours.config.qkv_bias == qkv_bias
         assert ours.config.layer_norm_eps == eps
-        compare(ours, peer, sizes=(64, 96), batches=(1, 3))
+        compare(ours, peer, batches=(1, 3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -163,14 +172,14 @@ def test_output_equals_transformers_at_patch_8(tmp_path, dtype):
     peer = make_peer(**fields).to(dtype)
     ours = load(peer, tmp_path)
     assert ours.config.strides == (4, 8, 16, 32)
-    compare(ours, peer, sizes=(32, 64), batches=(1, 3))
+    compare(ours, peer, batches=(1, 3))
 
 
 def test_output_equals_transformers_at_base_width(tmp_path):
     fields = dict(image_size=64, num_hidden_layers=4, backbone_out_indices=[0, 1, 2, 3], layer_norm_eps=1e-6)
     peer = make_peer(dtype=torch.float32, **fields)
     ours = load(peer, tmp_path)
-    compare(ours, peer, sizes=(64, 96), batches=(1, 3))
+    compare(ours, peer, batches=(1, 3))
     compare(ours.double(), peer.double(), sizes=(64,), batches=(3,))
 
 
@@ -196,7 +205,8 @@ def test_batch_norm_equals_transformers_with_its_statistics(tmp_path, dtype, tra
         for seed in (1, 2):
             x = images(64, 3, dtype, seed)
             reference = peer(x).predicted_depth
-            assert_can_fail(reference)
+            if not training:  # the last bias was placed for the running statistics
+                assert_can_fail(reference)
             assert_parity(ours(x).depth, reference)
     theirs = dict(peer.named_buffers())
     after = peer_named(ours.named_buffers())
@@ -332,7 +342,8 @@ def peer_named(tensors):
     result = {}
     for name, tensor in tensors:
         names = peer_names(name)
-        result |= zip(names, tensor.chunk(len(names)), strict=True)
+        parts = tensor.chunk(len(names)) if len(names) > 1 else [tensor]
+        result |= zip(names, parts, strict=True)
     return result
 
 
@@ -345,6 +356,29 @@ def gradients(network, depth_of, x):
     (depth * weights.to(depth.dtype)).sum().div(depth.numel()).backward()
     named = [(name, p.grad) for name, p in network.named_parameters() if p.grad is not None]
     return named, x.grad
+
+
+@torch.no_grad()
+def images_off_the_kinks(peer, size, batch):
+    """Images for which no input of a ReLU lies within rounding of zero: there two right gradients differ."""
+    probe = copy.deepcopy(peer).double()  # batch normalisation would change the peer's statistics
+    margins = []
+
+    def watch(module, args):
+        margins.append((args[0].abs().min() / args[0].std()).item())
+
+    for module in probe.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(watch)
+    for seed in range(50):
+        margins.clear()
+        x = images(size, batch, torch.float32, seed)
+        probe(x.double())
+        # 1e-5: several times what float32 loses up to the last layer. A pixel in 100,000 lies nearer.
+        if min(margins) > 1e-5:
+            assert len(margins) == 16  # two in each of seven units that run, two in the head
+            return x
+    raise AssertionError("no such images")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -363,14 +397,16 @@ def test_gradients_equal_transformers(tmp_path, dtype, fields, training):
     peer = make_peer(**fields).to(dtype)
     ours = load(peer, tmp_path)
     ours.train(training), peer.train(training)
-    x = images(96, 2, dtype)
+    x = images_off_the_kinks(peer, 32, 2).to(dtype)
     named, image_gradient = gradients(ours, lambda output: output.depth, x)
     got = peer_named(named) | {"images": image_gradient}
     named, image_gradient = gradients(peer, lambda output: output.predicted_depth, x)
     want = dict(named) | {"images": image_gradient}
 
     assert len(named) == len(want) - 1
-    assert {name for name, _ in ours.named_parameters()} == {n for n, p in ours.named_parameters() if p.grad is not None}
+    assert {name for name, _ in ours.named_parameters()} == {
+        n for n, p in ours.named_parameters() if p.grad is not None
+    }
     assert got.keys() == want.keys()
     largest = max(gradient.abs().max() for gradient in want.values())
     for name, gradient in want.items():
@@ -388,8 +424,8 @@ def test_gradients_equal_transformers(tmp_path, dtype, fields, training):
             if key_bias:
                 assert own <= 1e-12, name
         else:
-            # 1e-4: backward passes sum over all pixels with cancellation, some hundred ulps of 1.2e-7. The other bound
-            # is for gradients that are zero but for rounding.
+            # 1e-4: sums over all pixels that cancel, some hundred ulps of 1.2e-7. The other bound is for gradients
+            # that are zero but for rounding.
             bound = max(1e-4 * own, 1e-6 * largest)
         assert difference <= bound, f"{name}: {difference:.2e} of {own:.2e}, largest of all {largest:.2e}"
 
@@ -591,8 +627,12 @@ def edited(peer, folder, edit):
             r"query\.bias \+ .*key\.bias \+ .*value\.bias must have one shape, got \[60\] and \[59\]",
         ),
         (
-            lambda t: t.update({f"dpt.encoder.layer.0.attention.attention.{part}.bias": torch.zeros(61)
-                                for part in ("query", "key", "value")}),
+            lambda t: t.update(
+                {
+                    f"dpt.encoder.layer.0.attention.attention.{part}.bias": torch.zeros(61)
+                    for part in ("query", "key", "value")
+                }
+            ),
             r"query\.bias \+ .*has shape \[183\], the config wants \[180\]",
         ),
         (
@@ -601,7 +641,14 @@ def edited(peer, folder, edit):
         ),
     ],
     ids=[
-        "missing", "missing key", "unexpected", "unexpected layer", "both", "shape", "parts differ", "parts too wide",
+        "missing",
+        "missing key",
+        "unexpected",
+        "unexpected layer",
+        "both",
+        "shape",
+        "parts differ",
+        "parts too wide",
         "dtype",
     ],
 )

@@ -6,7 +6,11 @@ namespace dpt {
 
 ResidualConvUnit::ResidualConvUnit(int64_t channels, FusionNorm norm)
     : norm(norm), norm1{.channels = channels}, norm2{.channels = channels} {
-  conv1 = {.in = channels, .out = channels, .kernel = 3, .padding = 1, .has_bias = norm == FusionNorm::kNone};
+  conv1 = {.in = channels,
+           .out = channels,
+           .kernel = 3,
+           .padding = 1,
+           .has_bias = norm == FusionNorm::kNone};
   conv2 = conv1;
 }
 
@@ -34,7 +38,8 @@ Tensor FusionBlock::operator()(const Tensor& map, const Tensor& below, bool trai
 
 Fusion::Fusion(const FusionOptions& options) {
   for (size_t i = 0; i < 4; ++i) {
-    blocks.emplace_back(options.in_channels[i], options.channels, options.norm, /*coarsest=*/i == 3);
+    blocks.emplace_back(options.in_channels[i], options.channels, options.norm,
+                        /*coarsest=*/i == 3);
   }
 }
 
@@ -42,13 +47,14 @@ Tensor Fusion::operator()(at::TensorList maps, bool training) const {
   TORCH_CHECK_VALUE(maps.size() == blocks.size(), "fuse: needs ", blocks.size(),
                     " maps, finest level first, got ", maps.size());
   for (size_t i = 0; i < blocks.size(); ++i) {
-    TORCH_CHECK_VALUE(maps[i].dim() == 4 && maps[i].sym_size(1) == blocks[i].input.in, "fuse: map ", i,
-                      " must be [B, ", blocks[i].input.in, ", H, W], got ", maps[i].sym_sizes(),
+    TORCH_CHECK_VALUE(maps[i].dim() == 4 && maps[i].sym_size(1) == blocks[i].input.in, "fuse: map ",
+                      i, " must be [B, ", blocks[i].input.in, ", H, W], got ", maps[i].sym_sizes(),
                       "; the config's `channels` give the width of each level, finest first");
   }
   Tensor x;
   for (size_t i = blocks.size(); i-- > 0;) x = blocks[i](maps[i], x, training);
-  return at::upsample_bilinear2d_symint(x, {x.sym_size(2) * 2, x.sym_size(3) * 2}, /*align_corners=*/true);
+  return at::upsample_bilinear2d_symint(x, {x.sym_size(2) * 2, x.sym_size(3) * 2},
+                                        /*align_corners=*/true);
 }
 
 }  // namespace dpt

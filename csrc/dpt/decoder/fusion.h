@@ -1,4 +1,5 @@
-// csrc/dpt/decoder/fusion.h -- the convolutional decoder: RefineNet-style fusion (Ranftl et al. 2021, Fig. 1 right).
+// csrc/dpt/decoder/fusion.h -- the convolutional decoder: RefineNet-style fusion (Ranftl et al.
+// 2021, Fig. 1 right).
 #pragma once
 
 #include "dpt/layers.h"
@@ -27,8 +28,9 @@ struct DPT_API ResidualConvUnit {
   }
 };
 
-// One level of fusion. Its result is not upsampled yet: the 1x1 projection and bilinear upsampling commute (both are
-// linear, and the weights of an interpolation sum to one), and before it the projection costs a quarter.
+// One level of fusion. Its result is not upsampled yet: the 1x1 projection and bilinear upsampling
+// commute (both are linear, and the weights of an interpolation sum to one), and before it the
+// projection costs a quarter.
 struct DPT_API FusionBlock {
   bool coarsest;  // nothing comes from below: unit1 does not exist
   Conv2d input;   // 3x3 without bias, C_i -> C
@@ -37,8 +39,8 @@ struct DPT_API FusionBlock {
 
   FusionBlock(int64_t in, int64_t channels, FusionNorm norm, bool coarsest);
 
-  // map [B, C_i, H, W]; below: the result of the next coarser level, [B, C, any, any], undefined for the coarsest.
-  // Returns [B, C, H, W].
+  // map [B, C_i, H, W]; below: the result of the next coarser level, [B, C, any, any], undefined
+  // for the coarsest. Returns [B, C, H, W].
   Tensor operator()(const Tensor& map, const Tensor& below, bool training) const;
 
   template <class Visitor>
@@ -61,8 +63,9 @@ struct DPT_API Fusion {
 
   explicit Fusion(const FusionOptions& options);
 
-  // Four of [B, C_i, H_i, W_i], finest first -> [B, C, 2 * H_0, 2 * W_0]. Each level is upsampled to the size of the
-  // next finer one, which is twice its own at image sizes that are multiples of 32.
+  // Four of [B, C_i, H_i, W_i], finest first -> [B, C, 2 * H_0, 2 * W_0]. Each level is upsampled
+  // to the size of the next finer one, which is twice its own at image sizes that are multiples
+  // of 32.
   Tensor operator()(at::TensorList maps, bool training) const;
 
   template <class Visitor>

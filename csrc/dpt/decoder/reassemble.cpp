@@ -36,8 +36,8 @@ Tensor Resample::operator()(const Tensor& x) const {
 
 Tensor ReassembleLevel::operator()(const Tensor& tokens, const c10::SymInt& h,
                                    const c10::SymInt& w) const {
-  const Tensor patches = read(tokens);                                        // [B, N, D]
-  const Tensor grid = patches.transpose(1, 2).unflatten_symint(2, {h, w});    // [B, D, h, w]
+  const Tensor patches = read(tokens);                                      // [B, N, D]
+  const Tensor grid = patches.transpose(1, 2).unflatten_symint(2, {h, w});  // [B, D, h, w]
   return resample(project(grid));
 }
 
@@ -62,8 +62,8 @@ std::vector<Tensor> Reassemble::operator()(at::TensorList taps, const c10::SymIn
   const c10::SymInt num_tokens = h * w + levels[0].read.num_prefix_tokens;
   std::vector<Tensor> maps;
   for (size_t i = 0; i < levels.size(); ++i) {
-    TORCH_CHECK_VALUE(taps[i].dim() == 3 && taps[i].sym_size(1) == num_tokens, "reassemble: tap ", i,
-                      " must be [B, ", num_tokens, ", D] for an image of ", height, " x ", width,
+    TORCH_CHECK_VALUE(taps[i].dim() == 3 && taps[i].sym_size(1) == num_tokens, "reassemble: tap ",
+                      i, " must be [B, ", num_tokens, ", D] for an image of ", height, " x ", width,
                       " pixels and patches of ", patch_size, ", got ", taps[i].sym_sizes(),
                       "; size is the (height, width) of the image, not of the patch grid");
     maps.push_back(levels[i](taps[i], h, w));

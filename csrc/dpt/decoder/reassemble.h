@@ -8,7 +8,8 @@ namespace dpt {
 enum class ReadMode { kIgnore, kAdd, kProject };
 
 // Folds the readout token into the patch tokens and drops it: [B, 1+N, D] -> [B, N, D].
-// Of two prefix tokens (DeiT distilled) `project` reads the first only and `add` the mean of both: isl-org/DPT dpt/vit.py.
+// Of two prefix tokens (DeiT distilled) `project` reads the first only and `add` the mean of both:
+// isl-org/DPT dpt/vit.py.
 struct DPT_API Read {
   ReadMode mode = ReadMode::kProject;
   int64_t num_prefix_tokens = 1;
@@ -22,8 +23,9 @@ struct DPT_API Read {
   }
 };
 
-// From the patch grid to one `stride` of the image: transposed convolution for a finer grid, nothing for the same,
-// strided 3x3 convolution for a coarser one. [B, C, h, w] -> [B, C, h * patch / stride, w * patch / stride].
+// From the patch grid to one `stride` of the image: transposed convolution for a finer grid,
+// nothing for the same, strided 3x3 convolution for a coarser one. [B, C, h, w] -> [B, C, h * patch
+// / stride, w * patch / stride].
 struct DPT_API Resample {
   int64_t channels, patch_size, stride;
   ConvTranspose2d up;
@@ -69,7 +71,8 @@ struct DPT_API Reassemble {
 
   explicit Reassemble(const ReassembleOptions& options);
 
-  // Four of [B, 1+N, D] for an image of height x width -> four of [B, C_i, H / s_i, W / s_i], finest first.
+  // Four of [B, 1+N, D] for an image of height x width -> four of [B, C_i, H / s_i, W / s_i],
+  // finest first.
   std::vector<Tensor> operator()(at::TensorList taps, const c10::SymInt& height,
                                  const c10::SymInt& width) const;
 

@@ -60,27 +60,29 @@ ViT::ViT(const ViTOptions& options)
 
 Tensor ViT::resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const {
   const int64_t prefix = num_prefix_tokens();
-  const Tensor patches = pos_embed.slice(1, prefix).unflatten(1, {grid, grid}).permute({0, 3, 1, 2});
+  const Tensor patches =
+      pos_embed.slice(1, prefix).unflatten(1, {grid, grid}).permute({0, 3, 1, 2});
   // Always resized: at the native size the result is the same to the bit.
   const Tensor resized = at::upsample_bilinear2d_symint(patches, {h, w}, /*align_corners=*/false);
   return at::cat({pos_embed.slice(1, 0, prefix), resized.flatten(2).transpose(1, 2)}, 1);
 }
 
 Tensor ViT::embed(const Tensor& image) const {
-  TORCH_CHECK_VALUE(image.dim() == 4 && image.sym_size(1) == 3,
-                    "encode: images must be [B, 3, H, W], got ", image.sym_sizes(),
-                    "; add the batch dimension with images[None], repeat a gray channel three times");
+  TORCH_CHECK_VALUE(
+      image.dim() == 4 && image.sym_size(1) == 3, "encode: images must be [B, 3, H, W], got ",
+      image.sym_sizes(),
+      "; add the batch dimension with images[None], repeat a gray channel three times");
   const c10::SymInt h = image.sym_size(2) / patch_size, w = image.sym_size(3) / patch_size;
-  TORCH_CHECK_VALUE(h * patch_size == image.sym_size(2) && w * patch_size == image.sym_size(3) &&
-                        h > 0 && w > 0,
-                    "encode: height and width must be multiples of the patch size ", patch_size,
-                    ", got ", image.sym_size(2), " x ", image.sym_size(3),
-                    "; resize or pad the images to such a size");
+  TORCH_CHECK_VALUE(
+      h * patch_size == image.sym_size(2) && w * patch_size == image.sym_size(3) && h > 0 && w > 0,
+      "encode: height and width must be multiples of the patch size ", patch_size, ", got ",
+      image.sym_size(2), " x ", image.sym_size(3), "; resize or pad the images to such a size");
   const at::ScalarType dtype = patch_embed.weight.scalar_type();
   const bool autocast = at::autocast::is_autocast_enabled(image.device().type());
   TORCH_CHECK_VALUE(image.scalar_type() == dtype || (autocast && image.is_floating_point()),
                     "encode: images must have the dtype of the model, ", dtype, ", got ",
-                    image.scalar_type(), "; normalise them as floating point and convert with images.to()");
+                    image.scalar_type(),
+                    "; normalise them as floating point and convert with images.to()");
   const c10::SymInt batch = image.sym_size(0);
   const Tensor patches = patch_embed(image).flatten(2).transpose(1, 2);  // [B, N, D]
   std::vector<Tensor> tokens{cls_token.expand_symint({batch, 1, width})};

@@ -1,5 +1,5 @@
-// csrc/dpt/encoder/vit.h -- the Vision Transformer encoder (Dosovitskiy et al. 2021) and its distilled form (DeiT,
-// Touvron et al. 2021): image -> the tokens after four of its blocks.
+// csrc/dpt/encoder/vit.h -- the Vision Transformer encoder (Dosovitskiy et al. 2021) and its
+// distilled form (DeiT, Touvron et al. 2021): image -> the tokens after four of its blocks.
 #pragma once
 
 #include "dpt/layers.h"
@@ -82,8 +82,9 @@ struct DPT_API ViT {
   // Tokens before the patch tokens: the readout token and, when distilled, the distillation token.
   int64_t num_prefix_tokens() const { return distilled ? 2 : 1; }
 
-  // image [B, 3, H, W] -> four of [B, 1+N, D] (distilled: 2+N), the outputs of the blocks `taps`, not normalised.
-  // H and W are multiples of the patch size. With `checkpoint` the blocks keep only their inputs for the backward pass.
+  // image [B, 3, H, W] -> four of [B, 1+N, D] (distilled: 2+N), the outputs of the blocks `taps`,
+  // not normalised. H and W are multiples of the patch size. With `checkpoint` the blocks keep only
+  // their inputs for the backward pass.
   std::vector<Tensor> operator()(const Tensor& image, bool checkpoint = false) const;
 
   // The attention weights of one block, [B, heads, 1+N, 1+N].

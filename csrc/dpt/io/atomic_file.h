@@ -9,9 +9,10 @@
 
 namespace dpt {
 
-// Writes to a temporary name in the folder of `path`; commit() renames. A reader sees the old file or the new one, after
-// a crash too. Without commit() the destructor removes what was written. A symbolic link at `path` is replaced, not
-// followed. Errors (ValueError in Python) name `function`, the path and the system's reason.
+// Writes to a temporary name in the folder of `path`; commit() renames. A reader sees the old file
+// or the new one, after a crash too. Without commit() the destructor removes what was written. A
+// symbolic link at `path` is replaced, not followed. Errors (ValueError in Python) name `function`,
+// the path and the system's reason.
 class AtomicFile {
  public:
   AtomicFile(std::string path, const char* function);

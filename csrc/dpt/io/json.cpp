@@ -147,7 +147,8 @@ class Parser {
       const size_t begin = at_;
       std::string key = parse_string();
       const auto [member, is_new] = object.try_emplace(std::move(key));
-      if (!is_new) fail_at(begin, "wanted each key once, got " + json::quoted(member->first) + " again");
+      if (!is_new)
+        fail_at(begin, "wanted each key once, got " + json::quoted(member->first) + " again");
       skip_space();
       if (!take(':')) fail("':' after the key " + json::quoted(member->first));
       member->second = parse_value(depth);

@@ -8,8 +8,8 @@
 
 namespace dpt {
 
-// One of our layers and its name elsewhere. '#' stands for an index, '~' for 3 minus it. Several names: their tensors, one
-// after the other along the first dimension, are ours.
+// One of our layers and its name elsewhere. '#' stands for an index, '~' for 3 minus it. Several
+// names: their tensors, one after the other along the first dimension, are ours.
 struct NameRule {
   std::string ours;
   std::vector<std::string> theirs;
@@ -20,7 +20,8 @@ struct NameTable {
   // Layers that the layout declares and the network never runs.
   std::vector<std::string> unused;
 
-  // The names in the other layout of one of our tensors, "encoder.blocks.3.attn.qkv.weight". Empty: it has none there.
+  // The names in the other layout of one of our tensors, "encoder.blocks.3.attn.qkv.weight". Empty:
+  // it has none there.
   std::vector<std::string> names_of(const std::string& ours) const;
   // Whether a name of the other layout is one of an unused layer.
   bool is_unused(const std::string& theirs) const;

@@ -8,13 +8,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <stdexcept>
 #include <system_error>
 
+#include "dpt/io/atomic_file.h"
 #include "dpt/io/safetensors_header.h"
 
 namespace dpt {
@@ -101,47 +100,6 @@ Tensor make_tensor(const TensorEntry& entry, unsigned char* data,
   return at::from_blob(data, entry.shape, [mapping](void*) {}, options);
 }
 
-// The file under its temporary name; removed on the way out unless it was renamed.
-struct TemporaryFile {
-  std::filesystem::path path;
-  int descriptor = -1;
-  bool renamed = false;
-
-  explicit TemporaryFile(const std::filesystem::path& folder);
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-  ~TemporaryFile() {
-    if (descriptor >= 0) ::close(descriptor);
-    if (!renamed) ::unlink(path.c_str());
-  }
-};
-
-TemporaryFile::TemporaryFile(const std::filesystem::path& folder) {
-  // O_EXCL makes the name ours, among threads and machines that share the folder. The name is short
-  // and does not hold the final one, which may have the greatest length allowed already.
-  for (int i = 0; descriptor < 0; ++i) {
-    path =
-        folder / (".safetensors-" + std::to_string(::getpid()) + "-" + std::to_string(i) + ".tmp");
-    descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    TORCH_CHECK_VALUE(descriptor >= 0 || errno == EEXIST,
-                      "write_safetensors: could not create a file in '", folder.string(), "' (",
-                      system_message(errno), "); check that the folder exists and is writable");
-  }
-}
-
-void write_all(const TemporaryFile& file, const std::string& path, const void* data, size_t size) {
-  const char* at = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t written = ::write(file.descriptor, at, size);
-    if (written < 0 && errno == EINTR) continue;
-    TORCH_CHECK_VALUE(written > 0, "write_safetensors: could not write '", path, "' (",
-                      system_message(errno), "); ", size,
-                      " bytes more were wanted, make room or choose another folder");
-    at += written;
-    size -= static_cast<size_t>(written);
-  }
-}
-
 void check_tensor(const std::string& path, const std::string& name, const Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.defined(), "write_safetensors: '", path, "': tensor '", name,
                     "' is undefined; leave it out");
@@ -222,32 +180,13 @@ void write_safetensors(const std::string& path,
     TORCH_CHECK_VALUE(false, "write_safetensors: '", path, "': ", error.what());
   }
 
-  std::error_code ignored;
-  TORCH_CHECK_VALUE(!std::filesystem::is_directory(path, ignored),
-                    "write_safetensors: wanted the name of a file, got the folder '", path,
-                    "'; add a file name");
-  std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  if (folder.empty()) folder = ".";
-  TemporaryFile file(folder);
-  write_all(file, path, header.data(), header.size());
+  AtomicFile file(path, "write_safetensors");
+  file.write(header);
   for (const Item& item : items) {
     const Tensor dense = item.tensor->detach().to(at::kCPU).resolve_neg().contiguous();
-    write_all(file, path, dense.const_data_ptr(), dense.nbytes());
+    file.write(dense.data_ptr(), dense.nbytes());
   }
-  // Without the two fsync calls a crash after the rename could leave an empty file under the new
-  // name.
-  TORCH_CHECK_VALUE(::fsync(file.descriptor) == 0, "write_safetensors: could not write '", path,
-                    "' (", system_message(errno), "); check the disk");
-  TORCH_CHECK_VALUE(std::rename(file.path.c_str(), path.c_str()) == 0,
-                    "write_safetensors: could not rename '", file.path.string(), "' to '", path,
-                    "' (", system_message(errno), "); check the name and its permissions");
-  file.renamed = true;
-  const File opened_folder(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // EINVAL: some file systems cannot sync a folder.
-  TORCH_CHECK_VALUE(
-      opened_folder.descriptor >= 0 && (::fsync(opened_folder.descriptor) == 0 || errno == EINVAL),
-      "write_safetensors: wrote '", path, "', but could not sync its folder (",
-      system_message(errno), "); check the disk");
+  file.commit();
 }
 
 }  // namespace dpt

@@ -1,9 +1,9 @@
 #include "dpt/ops/checkpoint.h"
 
 #include <ATen/autocast_mode.h>
-#include <torch/custom_class.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
 
 namespace dpt {
 
@@ -23,7 +23,8 @@ struct AutocastState {
   bool enabled;
   at::ScalarType dtype;
 
-  // f() in this state. Like Python's `with torch.autocast`, the outermost scope drops the casts that were cached in it.
+  // f() in this state. Like Python's `with torch.autocast`, the outermost scope drops the casts
+  // that were cached in it.
   template <class F>
   auto run(F&& f) const {
     struct Restore {
@@ -50,19 +51,21 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
   static Tensor forward(AutogradContext* ctx, const std::shared_ptr<Segment>& segment,
                         const AutocastState& autocast, at::TensorList inputs) {
     ctx->save_for_backward(inputs.vec());
-    ctx->saved_data["segment"] = c10::IValue::make_capsule(
-        c10::make_intrusive<Saved>(segment, autocast));
+    ctx->saved_data["segment"] =
+        c10::IValue::make_capsule(c10::make_intrusive<Saved>(segment, autocast));
     return (*segment)(inputs[0], inputs.slice(1));
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "checkpoint: a second derivative (create_graph=True) through checkpointed blocks is not "
-                "supported; switch activation checkpointing off");
+    TORCH_CHECK(
+        !at::GradMode::is_enabled(),
+        "checkpoint: a second derivative (create_graph=True) through checkpointed blocks is not "
+        "supported; switch activation checkpointing off");
     const auto saved = ctx->saved_data["segment"].toCapsule();
     const auto& state = static_cast<const Saved&>(*saved);
-    // Detached copies: the recomputed graph ends here, and gradients leave through the return value. Running
-    // backward() inside would accumulate them behind the back of DistributedDataParallel.
+    // Detached copies: the recomputed graph ends here, and gradients leave through the return
+    // value. Running backward() inside would accumulate them behind the back of
+    // DistributedDataParallel.
     variable_list inputs;
     variable_list wanted;
     for (const Tensor& variable : ctx->get_saved_variables()) {

@@ -1,5 +1,6 @@
-// csrc/dpt/ops/checkpoint.h -- activation checkpointing (Chen et al. 2016): a part keeps only its input for the backward
-// pass, which runs its forward pass again. Less memory for about a third more time.
+// csrc/dpt/ops/checkpoint.h -- activation checkpointing (Chen et al. 2016): a part keeps only its
+// input for the backward pass, which runs its forward pass again. Less memory for about a third
+// more time.
 #pragma once
 
 #include <functional>
@@ -10,8 +11,8 @@ namespace dpt {
 
 using Segment = std::function<Tensor(const Tensor& x, at::TensorList parameters)>;
 
-// segment(x, parameters), with nothing but `x` and `parameters` kept for the backward pass. `segment` must be
-// deterministic. Differentiable once; a second derivative is refused.
+// segment(x, parameters), with nothing but `x` and `parameters` kept for the backward pass.
+// `segment` must be deterministic. Differentiable once; a second derivative is refused.
 DPT_API Tensor checkpoint(Segment segment, const Tensor& x, at::TensorList parameters);
 
 // The same for a layer without buffers.

@@ -5,7 +5,8 @@
 
 namespace {
 
-// Tokens from anywhere, [B, 1+N, D] each, through the decoder of a config; gradients flow to `taps` and `tensors`.
+// Tokens from anywhere, [B, 1+N, D] each, through the decoder of a config; gradients flow to `taps`
+// and `tensors`.
 torch::Tensor decode(const std::vector<torch::Tensor>& taps, int64_t height, int64_t width,
                      const std::vector<torch::Tensor>& tensors, const std::string& config) {
   struct Decoder {
