@@ -46,13 +46,13 @@ demo: $(VENV)/base
 	$(bin)/python docs/first_depth.py
 
 test: $(VENV)/test
-	@if ! ls /usr/lib/*/libgtest.a /usr/lib/libgtest.a /usr/local/lib*/libgtest.a > /dev/null 2>&1; then \
+	@if ! ls /usr/lib/*/libgtest.a /usr/lib/libgtest.a /usr/local/lib*/libgtest.a 2> /dev/null | grep -q .; then \
 	  echo 'GoogleTest is missing: apt-get install libgtest-dev'; \
 	  apt-get update -qq && apt-get install -y -qq libgtest-dev > /dev/null || \
 	    { echo 'Could not install it here. Run: sudo apt-get install libgtest-dev'; exit 1; }; \
 	fi
 	$(install) -C cmake.define.DPT_TESTS=ON -C cmake.define.DPT_WERROR=ON --force-reinstall --no-deps .
-	ctest --test-dir $(BUILD) --output-on-failure --quiet
+	ctest --test-dir $(BUILD) --output-on-failure
 	$(bin)/python -m pytest
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ sanitize: $(VENV)/base
 	  -DDPT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug \
 	  -DCMAKE_PREFIX_PATH=$$($(bin)/python -c 'import torch; print(torch.utils.cmake_prefix_path)') > /dev/null
 	cmake --build $(SANITIZED)
-	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZED) --output-on-failure --quiet
+	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZED) --output-on-failure
 
 fuzz: $(VENV)/base
 	CXX=$${FUZZ_CXX:-clang++-14} cmake -S . -B $(FUZZED) -G Ninja -DDPT_FUZZ=ON > /dev/null
@@ -93,10 +93,10 @@ fuzz: $(VENV)/base
 	done
 
 cuda: $(VENV)/base
-	bash tests/cuda_lane.sh
+	PYTHON=$(bin)/python DPT_JOBS=2 bash tests/cuda_lane.sh
 
 package: $(VENV)/base
-	bash tests/packaging.sh
+	PYTHON=$(PYTHON) bash tests/packaging.sh
 
 clean:
 	rm -rf build dist out $(VENV)

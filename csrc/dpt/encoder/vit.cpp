@@ -78,7 +78,9 @@ Tensor ViT::embed(const Tensor& image) const {
       "encode: height and width must be multiples of the patch size ", patch_size, ", got ",
       image.sym_size(2), " x ", image.sym_size(3), "; resize or pad the images to such a size");
   const at::ScalarType dtype = patch_embed.weight.scalar_type();
-  const bool autocast = at::autocast::is_autocast_enabled(image.device().type());
+  const at::DeviceType device = image.device().type();
+  const bool autocast =
+      at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
   TORCH_CHECK_VALUE(image.scalar_type() == dtype || (autocast && image.is_floating_point()),
                     "encode: images must have the dtype of the model, ", dtype, ", got ",
                     image.scalar_type(),
