@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -70,9 +71,13 @@ class DPTConfig:
     head_features: int = _DEFAULTS["head_features"]
 
     def __post_init__(self) -> None:
-        for field in ("taps", "strides", "channels"):  # lists become tuples, so that configs can be keys
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        object.__setattr__(self, "_json", _C.canonical_config(json.dumps(dataclasses.asdict(self))))
+        fields = dataclasses.asdict(self)
+        for name, value in fields.items():
+            if isinstance(value, list):  # a tuple, so that configs can be keys
+                object.__setattr__(self, name, tuple(value))
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"DPTConfig: {name} must be finite, got {value}")
+        object.__setattr__(self, "_json", _C.canonical_config(json.dumps(fields)))
 
     @classmethod
     def preset(cls, name: str) -> Self:

@@ -60,6 +60,14 @@ class Weights(nn.Module):
         return ", ".join(f"{name}{list(tensor.shape)}" for name, tensor in tensors if tensor is not None)
 
 
+def _as_config(config: DPTConfig | str) -> DPTConfig:
+    if isinstance(config, str):
+        return DPTConfig.preset(config)
+    if not isinstance(config, DPTConfig):
+        raise ValueError(f"config must be a DPTConfig or the name of a preset, got {type(config).__name__}")
+    return config
+
+
 class _Stage(nn.Module):
     """A stage of the network: owns the tensors that `_C.spec` lists for it and calls its operator."""
 
@@ -73,7 +81,7 @@ class _Stage(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config = DPTConfig.preset(config) if isinstance(config, str) else config
+        self.config = _as_config(config)
         device = torch.device(device) if device is not None else torch.get_default_device()
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
@@ -110,10 +118,9 @@ class _Stage(nn.Module):
 
     def _gather(self) -> tuple[list[Tensor], list[Tensor]]:
         """The stage's parameters and buffers, read by attribute, so that parametrizations take part."""
-        if not torch.compiler.is_compiling():
-            for holder, name, child in self._links:
-                if holder._modules.get(name) is not child or _has_hooks(child):
-                    self._refuse(child)
+        for holder, name, child in self._links:
+            if holder._modules.get(name) is not child or _has_hooks(child):
+                self._refuse(child)
         return [getattr(*at) for at in self._parameters_at], [getattr(*at) for at in self._buffers_at]
 
     def _refuse(self, child: nn.Module) -> None:
@@ -125,7 +132,7 @@ class _Stage(nn.Module):
         raise ValueError(
             f"{what}, which cannot take part: the forward pass is C++ and reads tensors, not modules. To change a "
             "weight (LoRA, pruning masks, constraints) use torch.nn.utils.parametrize.register_parametrization on it; "
-            "hooks work on model.encoder, model.reassemble, model.fusion and model.head"
+            "hooks work on model.encoder, model.reassemble, model.fusion and model.head, and so does fully_shard"
         )
 
 
@@ -146,7 +153,7 @@ class Encoder(_Stage):
     _name = "encoder"
     activation_checkpointing: bool = False
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encode images.
 
         Args:
@@ -158,7 +165,8 @@ class Encoder(_Stage):
         Raises:
             ValueError: if the images have another shape or dtype.
         """
-        return torch.ops.dpt.encode(images, *self._gather(), self.config.to_json(), self.training, self._checkpoint())  # type: ignore[no-any-return]
+        taps = torch.ops.dpt.encode(images, *self._gather(), self.config.to_json(), self.training, self._checkpoint())
+        return tuple(taps)  # torch runs full backward hooks on tensors and tuples, not on lists
 
     def attention(self, images: Tensor, block: int) -> Tensor:
         """The attention weights of one block (counted from 0), [B, heads, 1+N, 1+N]; each row sums to one."""
@@ -173,7 +181,7 @@ class Reassemble(_Stage):
 
     _name = "reassemble"
 
-    def forward(self, taps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+    def forward(self, taps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Reassemble tokens.
 
         Args:
@@ -186,7 +194,8 @@ class Reassemble(_Stage):
         Raises:
             ValueError: if there are not four taps, or their tokens do not fit `size`.
         """
-        return torch.ops.dpt.reassemble(list(taps), size, *self._gather(), self.config.to_json(), self.training)  # type: ignore[no-any-return]
+        maps = torch.ops.dpt.reassemble(list(taps), size, *self._gather(), self.config.to_json(), self.training)
+        return tuple(maps)
 
 
 class Fusion(_Stage):
@@ -254,7 +263,7 @@ class DPTModel(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config = DPTConfig.preset(config) if isinstance(config, str) else config
+        self.config = _as_config(config)
         self.encoder = Encoder(self.config, device=device, dtype=dtype)
         self.reassemble = Reassemble(self.config, device=device, dtype=dtype)
         self.fusion = Fusion(self.config, device=device, dtype=dtype)

@@ -1,7 +1,10 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <set>
+#include <sstream>
 
 #include "dpt/module.h"
 
@@ -110,8 +113,14 @@ TEST(DPTModel, CheckpointedGradientsAreTheSame) {
     return torch::autograd::grad({model->forward(images).depth.sum()}, model->parameters());
   };
   const auto plain = gradients(false), checkpointed = gradients(true);
-  for (size_t i = 0; i < plain.size(); ++i)
-    EXPECT_TRUE(torch::equal(plain[i], checkpointed[i])) << i;
+  // The gradients of a residual branch are summed in another order: some units in the last place of
+  // the largest.
+  float largest = 0;
+  for (const torch::Tensor& grad : plain)
+    largest = std::max(largest, grad.abs().max().item<float>());
+  for (size_t i = 0; i < plain.size(); ++i) {
+    EXPECT_LE((plain[i] - checkpointed[i]).abs().max().item<float>(), 1e-6f * largest) << i;
+  }
 }
 
 TEST(DPTModel, SaveAndLoadGiveTheSameBits) {

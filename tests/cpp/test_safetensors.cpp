@@ -247,7 +247,7 @@ TEST(Safetensors, RejectsBoolBytesOtherThanZeroAndOne) {
   std::string bytes = make_tensor_file("\"BOOL\"", "[3]", "[0,3]", 3);
   bytes.back() = 1;
   write_bytes(path, bytes);
-  expect_same(dpt::read_safetensors(path).tensors.at("a"), at::tensor({0, 0, 1}, at::kBool));
+  expect_same(dpt::read_safetensors(path).tensors.at("a"), at::tensor({0, 0, 1}).to(at::kBool));
   bytes.back() = 2;
   write_bytes(path, bytes);
   EXPECT_CONTAINS(value_error_of([&] { dpt::read_safetensors(path); }), "BOOL tensor 'a'");

@@ -185,7 +185,6 @@ def test_output_equals_transformers_at_base_width(tmp_path):
     compare(ours.double(), peer.double(), sizes=(64,), batches=(3,))
 
 
-@pytest.mark.slow
 def test_output_equals_transformers_for_the_whole_base_network():
     peer = make_peer(dtype=torch.float32, batch=1)
     with tempfile.TemporaryDirectory() as folder:  # 440 MB that should not outlive the test

@@ -263,11 +263,12 @@ class Parser {
   size_t num_values_ = 0;
 };
 
-void append_string(std::string& out, std::string_view text) {
+void append_string(std::string& out, const std::string_view whole) {
+  std::string_view text = whole;
   out += '"';
   while (!text.empty()) {
     const size_t size = utf8_size(text);
-    if (size == 0) throw Error("JSON: wanted strings in UTF-8, got " + json::quoted(text));
+    if (size == 0) throw Error("JSON: wanted strings in UTF-8, got " + json::quoted(whole));
     const auto c = static_cast<unsigned char>(text[0]);
     constexpr std::string_view kSpecial = "\"\\\b\f\n\r\t";
     if (const size_t i = kSpecial.find(text[0]); i != std::string_view::npos) {
