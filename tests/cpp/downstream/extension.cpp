@@ -5,18 +5,21 @@
 
 namespace {
 
+struct Decoder {
+  dpt::Reassemble reassemble;
+  dpt::Fusion fusion;
+
+  template <class Visitor>
+  void visit(Visitor&& v) {
+    v("reassemble", reassemble);
+    v("fusion", fusion);
+  }
+};
+
 // Tokens from anywhere, [B, 1+N, D] each, through the decoder of a config; gradients flow to `taps`
 // and `tensors`.
 torch::Tensor decode(const std::vector<torch::Tensor>& taps, int64_t height, int64_t width,
                      const std::vector<torch::Tensor>& tensors, const std::string& config) {
-  struct Decoder {
-    dpt::Reassemble reassemble;
-    dpt::Fusion fusion;
-    void visit(auto&& v) {
-      v("reassemble", reassemble);
-      v("fusion", fusion);
-    }
-  };
   const dpt::Config parsed = dpt::Config::from_json(config);
   Decoder decoder{dpt::Reassemble(parsed.reassemble()), dpt::Fusion(parsed.fusion())};
   dpt::bind(decoder, tensors, {}, "decode");
