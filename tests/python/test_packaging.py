@@ -67,7 +67,7 @@ def test_wheel_holds_headers_and_a_cmake_package_and_no_tests() -> None:
     assert "torchdpt/share/cmake/dpt/dptConfig.cmake" in names
     allowed = ("torchdpt/", f"torchdpt-{torchdpt.__version__}.dist-info/")
     assert [name for name in names if not name.startswith(allowed)] == []
-    assert [name for name in names if "test" in name or name.endswith((".cpp", ".cu"))] == []
+    assert [name for name in names if "test" in name or name.endswith((".cpp", ".cu", ".in"))] == []
 
 
 def test_wheel_requires_the_torch_minor_it_was_built_with() -> None:
