@@ -68,7 +68,7 @@ struct DPT_API Conv2d {
 
   Tensor operator()(const Tensor& x) const {
     // Two-element lists: a list of one integer makes an invalid ONNX graph.
-    return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding});
+    return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding}, {1, 1});
   }
 
   template <class Visitor>
@@ -88,7 +88,7 @@ struct DPT_API ConvTranspose2d {
   Tensor weight{}, bias{};
 
   Tensor operator()(const Tensor& x) const {
-    return at::conv_transpose2d(x, weight, bias, {factor, factor}, {0, 0});
+    return at::conv_transpose2d(x, weight, bias, {factor, factor}, {0, 0}, {0, 0}, 1, {1, 1});
   }
 
   template <class Visitor>

@@ -25,6 +25,14 @@ class _Named(nn.Module):
         return {name: value for name, value in output.items() if value is not None}
 
 
+def _decompositions() -> dict[Any, Any]:
+    """To core ATen, but for what every runtime has a better form of than its parts."""
+    table = torch.export.default_decompositions()
+    for whole in (torch.ops.aten.linear.default, torch.ops.aten.scaled_dot_product_attention.default):
+        table.pop(whole)
+    return table
+
+
 def export(
     model: DPTModel,
     path: str | os.PathLike[str],
@@ -39,10 +47,14 @@ def export(
         path: `*.pt2` (`torch.export.load`) or `*.onnx` (needs the packages onnx and onnxscript). The input is `images`
             [B, 3, H, W], the output `depth` [B, H, W].
         size: (height, width) to export for. Default: the config's native size.
-        dynamic: Whether batch, height and width (in multiples of the patch size) stay free. Otherwise the batch is 1.
+        dynamic: Whether batch, height and width (in multiples of the patch size) stay free; sides are then larger than
+            the coarsest stride. Otherwise the batch is 1.
+
+    An ONNX model above 1.5 GB keeps its weights in a second file, `*.onnx.data`, which belongs beside it.
 
     Raises:
-        ValueError: if the path has another ending or `size` is no multiple of the patch size.
+        ValueError: if the path has another ending, or `size` is no multiple of the patch size or too small for
+            `dynamic`.
     """
     path = Path(path)
     if path.suffix not in {".pt2", ".onnx"}:
@@ -54,19 +66,28 @@ def export(
     if min(height, width) < patch or height % patch or width % patch:
         raise ValueError(f"size must be multiples of the patch size {patch}, got {height} x {width}")
 
+    # torch.export fixes a side that is 1 anywhere in the network.
+    smallest = max(patch, model.config.strides[-1]) + patch
+    if dynamic and min(height, width) < smallest:
+        raise ValueError(
+            f"size must be at least {smallest} x {smallest} with dynamic=True, got {height} x {width}; "
+            "pass a larger size or dynamic=False"
+        )
+
     tensor = next(model.parameters())
     images = torch.zeros(2 if dynamic else 1, 3, height, width, dtype=tensor.dtype, device=tensor.device)
     shapes: dict[str, Any] | None = None
     if dynamic:
-        dim = torch.export.Dim
-        shapes = {"images": {0: dim("batch"), 2: patch * dim("rows", min=1), 3: patch * dim("columns", min=1)}}
-    training = model.training
+        rows, columns = (patch * torch.export.Dim(name, min=smallest // patch) for name in ("rows", "columns"))
+        shapes = {"images": {0: torch.export.Dim("batch"), 2: rows, 3: columns}}
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
             program = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
-            program = program.run_decompositions()
+            program = program.run_decompositions(_decompositions())
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
     # Written beside the goal, then renamed: a reader never sees half a file.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dpt-export-") as folder:
@@ -74,8 +95,11 @@ def export(
         if path.suffix == ".pt2":
             torch.export.save(program, temporary)
         else:
-            onnx = torch.onnx.export(program, dynamo=True, input_names=["images"], verbose=False)
+            names = program.call_spec.out_spec.context  # the keys of the dict that _Named returns
+            onnx = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=names, verbose=False)
             if onnx is None:
                 raise RuntimeError("torch.onnx.export returned no program")
-            onnx.save(temporary, external_data=False)
-        temporary.replace(path)
+            onnx.save(temporary)  # in two files where one would be too large
+        # The graph last: it never names weights that are not there.
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):
+            written.replace(path.parent / written.name)

@@ -184,7 +184,7 @@ void write_safetensors(const std::string& path,
   file.write(header);
   for (const Item& item : items) {
     const Tensor dense = item.tensor->detach().to(at::kCPU).resolve_neg().contiguous();
-    file.write(dense.data_ptr(), dense.nbytes());
+    file.write(dense.const_data_ptr(), dense.nbytes());
   }
   file.commit();
 }
