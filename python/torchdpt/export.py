@@ -29,7 +29,7 @@ def _decompositions() -> dict[Any, Any]:
     """To core ATen, but for what every runtime has a better form of than its parts."""
     table = torch.export.default_decompositions()
     for whole in (torch.ops.aten.linear.default, torch.ops.aten.scaled_dot_product_attention.default):
-        table.pop(whole)
+        table.pop(whole)  # type: ignore[no-untyped-call]
     return table
 
 
