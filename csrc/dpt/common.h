@@ -5,11 +5,20 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "dpt/export.h"
 
 namespace dpt {
 
 using at::Tensor;
+
+// Whether a transform of torch.func runs: grad, jvp, vmap. C++ autograd functions are refused then;
+// plain ATen calls work.
+inline bool in_torch_func() {
+  constexpr c10::DispatchKeySet modes({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                       c10::DispatchKey::FuncTorchDynamicLayerBackMode});
+  return c10::impl::tls_local_dispatch_key_set().included_.has_any(modes);
+}
 
 }  // namespace dpt

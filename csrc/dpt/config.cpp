@@ -157,6 +157,7 @@ Config Config::from_json(const json::Object& object) {
                       json::dump(version->second),
                       "; the file was written by another release of torchdpt");
   }
+  known += object.count("torchdpt_version");  // says who wrote it
   for_each_field(config, [&](const char* name, auto& field) {
     const auto found = object.find(name);
     if (found == object.end()) return;
@@ -171,7 +172,7 @@ Config Config::from_json(const json::Object& object) {
     }
   });
   if (known != object.size()) {
-    std::vector<std::string> names{"format_version"};
+    std::vector<std::string> names{"format_version", "torchdpt_version"};
     for_each_field(config, [&](const char* name, auto&) { names.push_back(name); });
     for (const auto& [name, value] : object) {
       TORCH_CHECK_VALUE(std::find(names.begin(), names.end(), name) != names.end(),
@@ -191,7 +192,7 @@ Config Config::from_json(std::string_view text) {
 }
 
 std::string Config::to_json(int indent) const {
-  json::Object object{{"format_version", kFormatVersion}};
+  json::Object object{{"format_version", kFormatVersion}, {"torchdpt_version", DPT_VERSION}};
   for_each_field(*this,
                  [&](const char* name, const auto& field) { object[name] = written(field); });
   return json::dump(object, indent);

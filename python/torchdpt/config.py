@@ -88,11 +88,14 @@ class DPTConfig:
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote. Missing fields take their defaults; unknown ones raise ValueError."""
         fields = json.loads(_C.canonical_config(text))
-        del fields["format_version"]
+        del fields["format_version"], fields["torchdpt_version"]
         return cls(**fields)
 
     def to_json(self) -> str:
-        """Canonical JSON: every field and `format_version`, sorted. Equal configs give equal text."""
+        """Canonical JSON: every field, `format_version` and `torchdpt_version`, sorted. Equal configs give equal text.
+
+        The version of the library keeps graphs that torch.compile cached with one release out of the next.
+        """
         text: str = self.__dict__["_json"]
         return text
 

@@ -132,7 +132,7 @@ class _Stage(nn.Module):
         raise ValueError(
             f"{what}, which cannot take part: the forward pass is C++ and reads tensors, not modules. To change a "
             "weight (LoRA, pruning masks, constraints) use torch.nn.utils.parametrize.register_parametrization on it; "
-            "hooks work on model.encoder, model.reassemble, model.fusion and model.head"
+            "hooks work on model.encoder, model.reassemble, model.fusion and model.head, and so does fully_shard"
         )
 
 

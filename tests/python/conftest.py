@@ -23,6 +23,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA device")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _empty_compile_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # torch.compile keeps graphs on disk under the names of our operators, whatever these compute today.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -78,3 +78,77 @@ def test_second_derivative_is_refused() -> None:
     loss = model(torch.randn(1, 3, 64, 64)).depth.sum()
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(loss, model.encoder.cls_token, create_graph=True)
+
+
+def test_frozen_encoder_works() -> None:
+    model, images = torchdpt.DPTModel(CONFIG), torch.randn(1, 3, 64, 64)
+    model.encoder.requires_grad_(False)
+    want = torch.autograd.grad(model(images).depth.sum(), list(model.head.parameters()))
+    model.activation_checkpointing = True
+    got = torch.autograd.grad(model(images).depth.sum(), list(model.head.parameters()))
+    assert all(map(torch.equal, got, want))
+    assert not any(tap.requires_grad for tap in model.encoder(images))
+
+
+def test_frozen_network_gives_gradients_of_images() -> None:
+    model, images = torchdpt.DPTModel(CONFIG).requires_grad_(False), torch.randn(1, 3, 64, 64, requires_grad=True)
+    (want,) = torch.autograd.grad(model(images).depth.sum(), images)
+    model.activation_checkpointing = True
+    (got,) = torch.autograd.grad(model(images).depth.sum(), images)
+    assert want.abs().max() > 0
+    # Residual branches summed in another order, float32.
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_backward_may_run_outside_autocast() -> None:
+    # The recomputation is under the autocast of the forward pass: else the gradients are those of another network.
+    model, images = torchdpt.DPTModel(CONFIG), torch.randn(2, 3, 64, 64)
+    gradients_of = []
+    for checkpoint in (False, True):
+        model.activation_checkpointing = checkpoint
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(images).depth.float().square().mean()
+        loss.backward()
+        gradients_of.append([parameter.grad.clone() for parameter in model.parameters()])
+        assert not torch.is_autocast_enabled("cpu")
+    largest = max(grad.abs().max() for grad in gradients_of[0])
+    for a, b in zip(*gradients_of, strict=True):
+        # bfloat16: sums of residual branches in another order, 2^-8 each.
+        assert (a - b).abs().max() <= 2e-2 * largest
+
+
+def test_retained_graph_gives_the_same_gradients_twice() -> None:
+    model = torchdpt.DPTModel(CONFIG)
+    model.activation_checkpointing = True
+    loss = model(torch.randn(1, 3, 64, 64)).depth.sum()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, list(model.parameters()))))
+
+
+def test_off_under_no_grad() -> None:
+    model, images = torchdpt.DPTModel(CONFIG), torch.randn(1, 3, 64, 64)
+    want = model(images).depth
+    model.activation_checkpointing = True
+    assert model.encoder._checkpoint()
+    with torch.no_grad():
+        assert not model.encoder._checkpoint()
+        assert torch.equal(model(images).depth, want)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    model = torchdpt.DPTModel(CONFIG, device="meta")
+    model.activation_checkpointing = True
+    model(torch.empty(2, 3, 64, 96, device="meta")).depth.sum().backward()
+    assert model.encoder.blocks[0].attn.qkv.weight.grad.shape == (96, 32)
+
+
+def test_torch_func_grad() -> None:
+    model, images = torchdpt.DPTModel(CONFIG), torch.randn(1, 3, 64, 64)
+    model.activation_checkpointing = True
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    got = torch.func.grad(lambda p: torch.func.functional_call(model, p, (images,)).depth.sum())(parameters)
+    want = torch.autograd.grad(model(images).depth.sum(), list(model.parameters()))
+    largest = max(grad.abs().max() for grad in want)
+    for a, b in zip(got.values(), want, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * largest  # float32, sums in another order

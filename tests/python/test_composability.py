@@ -124,6 +124,19 @@ def test_gradients_flow_through_functional_call(model, images):
     assert all(map(torch.equal, got, want))
 
 
+def test_torch_func_grad_equals_autograd(model, images):
+    parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (images,)).depth.square().mean()
+
+    got = torch.func.grad(loss)(parameters)
+    want = torch.autograd.grad(model(images).depth.square().mean(), list(model.parameters()))
+    for (name, gradient), expected in zip(got.items(), want, strict=True):
+        assert expected.abs().max() > 0, name
+        assert_fp32_close(gradient, expected)
+
+
 def test_vmap_is_refused(model, images):
     with pytest.raises(RuntimeError, match="Batching rule not implemented for dpt::forward"):
         torch.func.vmap(lambda image: model(image[None]).depth[0])(images)

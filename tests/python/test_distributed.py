@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "scripts" / "train_ddp.py"
+SCRIPTS = Path(__file__).parent / "scripts"
+SCRIPT = SCRIPTS / "train_ddp.py"
+
+
+def torchrun(processes: int, script: Path, out: Path) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run([*command, script, out], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def train(processes: int, out: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*command, SCRIPT, out], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [float(line.split()[-1]) for line in done.stdout.splitlines()], torch.load(out)
+    lines = torchrun(processes, SCRIPT, out).splitlines()
+    return [float(line.split()[-1]) for line in lines], torch.load(out)
 
 
 def test_script_is_short() -> None:
@@ -30,3 +38,27 @@ def test_ddp_of_two_processes_equals_one(tmp_path: Path) -> None:
     for name, tensor in alone.items():
         # The mean over the batch is taken in another order; six steps of SGD keep that in float32's last digits.
         torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float | str]:
+    """Errors of the gradients of two processes, for each way of training in parallel."""
+    out = tmp_path_factory.mktemp("parallel") / "errors.json"
+    torchrun(2, SCRIPTS / "parallel_gradients.py", out)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("way", ["ddp", "ddp_compiled", "fsdp_root", "fsdp_resharded", "fsdp_stages"])
+def test_gradients_of_two_processes_equal_those_of_one(
+    parallel: dict[str, float | str], way: str, checkpointing: bool
+) -> None:
+    # float64, sums in another order; a gradient that was not reduced is off by 1e-1.
+    assert parallel[f"{way} {checkpointing}"] <= 1e-12
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_sharding_single_blocks_is_refused(parallel: dict[str, float | str], checkpointing: bool) -> None:
+    message = str(parallel[f"fsdp_blocks {checkpointing}"])
+    assert message.startswith("`encoder.blocks.0` has a hook")
+    assert "model.fusion and model.head, and so does fully_shard" in message

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 from transformers import DPTConfig as PeerConfig
 from transformers import DPTForDepthEstimation
 
+import torchdpt
 from torchdpt import _C, DPTConfig, DPTModel, DPTOutput, Encoder, Fusion, Head, Reassemble, list_presets
 
 NARROW = DPTConfig(
@@ -888,8 +889,9 @@ def test_config_round_trips_through_canonical_json(config):
 def test_python_fields_are_the_fields_of_cpp():
     fields = {field.name for field in dataclasses.fields(DPTConfig)}
     values = json.loads(_C.canonical_config("{}"))
-    assert {*fields, "format_version"} == values.keys()
+    assert {*fields, "format_version", "torchdpt_version"} == values.keys()
     assert values.pop("format_version") == 1
+    assert values.pop("torchdpt_version") == torchdpt.__version__
     for name, value in values.items():
         ours = getattr(DPTConfig(), name)
         assert (list(ours) if isinstance(ours, tuple) else ours) == value
@@ -979,7 +981,10 @@ def test_invalid_field_is_named(fields, message):
         ("", "DPTConfig: not a JSON object"),
         ("[]", "DPTConfig: not a JSON object: wanted an object, got an array"),
         ('{"width": 24', "DPTConfig: not a JSON object: JSON, byte 12"),
-        ('{"widht": 24}', "DPTConfig: unknown field 'widht'; the fields are format_version image_size"),
+        (
+            '{"widht": 24}',
+            "DPTConfig: unknown field 'widht'; the fields are format_version torchdpt_version image_size",
+        ),
         ('{"format_version": 2}', "format_version must be 1, got 2; the file was written by another release"),
     ],
 )

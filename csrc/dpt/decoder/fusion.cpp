@@ -1,5 +1,6 @@
 #include "dpt/decoder/fusion.h"
 
+#include "dpt/ops/resize.h"
 #include "dpt/ops/upsample_add.h"
 
 namespace dpt {
@@ -53,8 +54,7 @@ Tensor Fusion::operator()(at::TensorList maps, bool training) const {
   }
   Tensor x;
   for (size_t i = blocks.size(); i-- > 0;) x = blocks[i](maps[i], x, training);
-  return at::upsample_bilinear2d_symint(x, {x.sym_size(2) * 2, x.sym_size(3) * 2},
-                                        /*align_corners=*/true);
+  return resize_bilinear(x, x.sym_size(2) * 2, x.sym_size(3) * 2, /*align_corners=*/true);
 }
 
 }  // namespace dpt

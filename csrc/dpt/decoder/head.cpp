@@ -1,5 +1,7 @@
 #include "dpt/decoder/head.h"
 
+#include "dpt/ops/resize.h"
+
 namespace dpt {
 
 DepthHead::DepthHead(int64_t channels, int64_t hidden)
@@ -13,8 +15,7 @@ Tensor DepthHead::operator()(const Tensor& map) const {
   TORCH_CHECK_VALUE(map.dim() == 4, "head: the fused map must be [B, C, H/2, W/2], got ",
                     map.sym_sizes(), "; pass the first of the maps that fusion returns");
   Tensor x = conv1(map);  // no ReLU before the upsampling: isl-org/DPT dpt/models.py
-  x = at::upsample_bilinear2d_symint(x, {x.sym_size(2) * 2, x.sym_size(3) * 2},
-                                     /*align_corners=*/true);
+  x = resize_bilinear(x, x.sym_size(2) * 2, x.sym_size(3) * 2, /*align_corners=*/true);
   return conv3(conv2(x).relu()).relu().squeeze(1);
 }
 

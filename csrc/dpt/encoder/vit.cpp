@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "dpt/ops/checkpoint.h"
+#include "dpt/ops/resize.h"
 
 namespace dpt {
 
@@ -63,7 +64,7 @@ Tensor ViT::resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const 
   const Tensor patches =
       pos_embed.slice(1, prefix).unflatten(1, {grid, grid}).permute({0, 3, 1, 2});
   // Always resized: at the native size the result is the same to the bit.
-  const Tensor resized = at::upsample_bilinear2d_symint(patches, {h, w}, /*align_corners=*/false);
+  const Tensor resized = resize_bilinear(patches, h, w, /*align_corners=*/false);
   return at::cat({pos_embed.slice(1, 0, prefix), resized.flatten(2).transpose(1, 2)}, 1);
 }
 

@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/custom_class.h>
 
+#include <optional>
+
 namespace dpt {
 
 namespace {
@@ -14,14 +16,15 @@ using torch::autograd::variable_list;
 
 // The state of autocast at one time.
 struct AutocastState {
-  explicit AutocastState(at::DeviceType device)
-      : device(device),
-        enabled(at::autocast::is_autocast_enabled(device)),
-        dtype(at::autocast::get_autocast_dtype(device)) {}
+  explicit AutocastState(at::DeviceType device) : device(device) {
+    if (!at::autocast::is_autocast_available(device)) return;  // the meta device
+    enabled = at::autocast::is_autocast_enabled(device);
+    dtype = at::autocast::get_autocast_dtype(device);
+  }
 
   at::DeviceType device;
-  bool enabled;
-  at::ScalarType dtype;
+  bool enabled = false;
+  std::optional<at::ScalarType> dtype;  // none where the device knows no autocast
 
   // f() in this state. Like Python's `with torch.autocast`, the outermost scope drops the casts
   // that were cached in it.
@@ -41,8 +44,9 @@ struct AutocastState {
 
  private:
   void apply() const {
+    if (!dtype) return;
     at::autocast::set_autocast_enabled(device, enabled);
-    at::autocast::set_autocast_dtype(device, dtype);
+    at::autocast::set_autocast_dtype(device, *dtype);
   }
 };
 
@@ -102,6 +106,7 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 }  // namespace
 
 Tensor checkpoint(Segment segment, const Tensor& x, at::TensorList parameters) {
+  if (in_torch_func()) return segment(x, parameters);
   variable_list inputs{x};
   inputs.insert(inputs.end(), parameters.begin(), parameters.end());
   return Checkpoint::apply(std::make_shared<Segment>(std::move(segment)),

@@ -12,7 +12,8 @@ namespace dpt {
 using Segment = std::function<Tensor(const Tensor& x, at::TensorList parameters)>;
 
 // segment(x, parameters), with nothing but `x` and `parameters` kept for the backward pass.
-// `segment` must be deterministic. Differentiable once; a second derivative is refused.
+// `segment` must be deterministic. Differentiable once; a second derivative is refused. Inside a
+// transform of torch.func everything is kept.
 DPT_API Tensor checkpoint(Segment segment, const Tensor& x, at::TensorList parameters);
 
 // The same for a layer without buffers.

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "dpt/ops/resize.h"
 #include "dpt/ops/upsample_add_math.h"
 
 #ifdef DPT_WITH_CUDA
@@ -29,9 +30,11 @@ using upsample::Source;
 
 // --- checks ---
 
-// FakeTensor, DTensor, other subclasses and modes: they are given ATen operators, which they know.
+// FakeTensor, DTensor, other subclasses, modes and torch.func: they are given ATen operators, which
+// they know.
 bool traced(const Tensor& tensor) {
-  return tensor.key_set().has(c10::DispatchKey::Python) || c10::impl::dispatch_mode_enabled();
+  return tensor.key_set().has(c10::DispatchKey::Python) || c10::impl::dispatch_mode_enabled() ||
+         in_torch_func();
 }
 
 void check(const Tensor& x, const Tensor& skip) {
@@ -66,9 +69,7 @@ Size size_of(const Tensor& x, const Tensor& skip) {
 
 // The definition, and the fallback.
 Tensor aten_form(const Tensor& x, const Tensor& skip) {
-  return at::upsample_bilinear2d_symint(x, {skip.sym_size(2), skip.sym_size(3)},
-                                        /*align_corners=*/true) +
-         skip;
+  return resize_bilinear(x, skip.sym_size(2), skip.sym_size(3), /*align_corners=*/true) + skip;
 }
 
 // Makes the output row by row: mixes two input rows into `mixed`, then mixes the columns of that. A
@@ -192,29 +193,6 @@ Tensor call(const Tensor& x, const Tensor& skip) {
   return op.call(x, skip);
 }
 
-// The weights of one axis as a matrix [out, in]: a hat function around each input.
-Tensor weights(const c10::SymInt& in, const c10::SymInt& out, const at::TensorOptions& options) {
-  const Tensor position = at::arange(out, options) * (in - 1) / (out - 1).max(1);
-  return (1 - (position.unsqueeze(1) - at::arange(in, options)).abs()).clamp_min(0);
-}
-
-// The gradient of x. ATen's CUDA kernel adds atomically and throws where determinism is asked for,
-// and its meta kernel takes no symbolic sizes; two matrix products give the same sums in a fixed
-// order.
-Tensor upsample_backward(const Tensor& grad, c10::SymIntArrayRef size) {
-  if (!at::globalContext().deterministicAlgorithms() && !traced(grad)) {
-    return at::upsample_bilinear2d_backward_symint(grad, {grad.sym_size(2), grad.sym_size(3)}, size,
-                                                   /*align_corners=*/true);
-  }
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const auto type = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto options = at::TensorOptions().dtype(type).device(grad.device());
-  const Tensor rows = weights(size[2], grad.sym_size(2), options);
-  const Tensor columns = weights(size[3], grad.sym_size(3), options);
-  return at::matmul(rows.t(), at::matmul(grad.to(type), columns))
-      .to(grad.scalar_type());  // [B, C, h, w]
-}
-
 struct UpsampleAdd : torch::autograd::Function<UpsampleAdd> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x,
                         const Tensor& skip) {
@@ -228,7 +206,8 @@ struct UpsampleAdd : torch::autograd::Function<UpsampleAdd> {
     const Tensor& grad = grads[0];
     Tensor grad_x;
     if (ctx->needs_input_grad(0)) {
-      grad_x = upsample_backward(grad, ctx->saved_data["size"].toSymIntVector());
+      grad_x = resize_bilinear_backward(grad, ctx->saved_data["size"].toSymIntVector(),
+                                        /*align_corners=*/true);
     }
     return {grad_x, grad};
   }
@@ -241,8 +220,7 @@ Tensor upsample_add_autograd(const Tensor& x, const Tensor& skip) {
 // --- the face of the operator ---
 
 // Where dpt::upsample_add is the faster form (benchmarks/results/upsample_add_cpu.json). On the CPU
-// ATen's vector code for half types is faster. On CUDA our backward is also the only one that can
-// be deterministic.
+// ATen's vector code for half types is faster.
 bool pays(const Tensor& x) {
   return x.is_cuda() ||
          (x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble));
