@@ -16,7 +16,7 @@ export PATH := $(abspath $(bin)):$(PATH)
 .PHONY: help demo test lint format notebook benchmark sanitize fuzz cuda package clean
 
 help:
-	@echo 'make demo      depth of a photograph, saved as a picture (random weights)'
+	@echo 'make demo      depth of three photographs, saved as pictures (random weights)'
 	@echo 'make test      C++ and Python tests'
 	@echo 'make lint      formatting, static checks, types and the stub of the compiled module'
 	@echo 'make notebook  runs the notebooks'
@@ -29,7 +29,8 @@ help:
 # --- environments -----------------------------------------------------------------------------------------------------
 $(VENV)/base: Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(bin)/pip install --quiet $(TORCH) numpy scikit-build-core cmake ninja
+	$(bin)/pip install --quiet $(TORCH) scikit-build-core cmake ninja
+	$(bin)/python tests/requirements.py run | xargs -d '\n' $(bin)/pip install --quiet
 	touch $@
 
 $(VENV)/test: $(VENV)/base pyproject.toml
@@ -43,7 +44,8 @@ $(VENV)/dev: $(VENV)/test
 # --- the two commands -------------------------------------------------------------------------------------------------
 demo: $(VENV)/base
 	$(install) '.[demo]'
-	$(bin)/python docs/first_depth.py
+	data=$$($(bin)/python -c 'import skimage; print(skimage.__path__[0])')/data && \
+	  $(bin)/torchdpt predict $$data/{coffee,astronaut,motorcycle_left}.png --model dpt_base --out out
 
 test: $(VENV)/test
 	@if ! ls /usr/lib/*/libgtest.a /usr/lib/libgtest.a /usr/local/lib*/libgtest.a 2> /dev/null | grep -q .; then \

@@ -5,7 +5,7 @@
 //   v(name, part)          for each part that has tensors of its own, and
 //   v(name, tensor, info)  for each tensor, with its shape, first values and role,
 // always in one order, the order in which tensors cross to Python and into files. A layer that was
-// only constructed knows its shapes and has no tensors yet: bind() and allocate() give it some.
+// only constructed knows its shapes and has no tensors yet: bind() and initialize() give it some.
 #pragma once
 
 #include <array>
@@ -208,6 +208,7 @@ template <class Part>
 void initialize(Part& part) {
   for_each_tensor(part, [](const std::string&, Tensor& tensor, const TensorInfo& info) {
     tensor = make_initial(info);
+    if (info.role == Role::kParameter) tensor.set_requires_grad(true);
   });
 }
 

@@ -16,9 +16,9 @@ def _check_torch() -> None:
     built, runs = _build.TORCH_VERSION, _torch.__version__
     if built.split(".")[:2] != runs.split(".")[:2]:
         raise ImportError(
-            f"torchdpt {_build.VERSION} was built with torch {built}, and this is torch {runs}: rebuild it with "
-            "`pip install --no-build-isolation --no-deps --force-reinstall --no-binary torchdpt torchdpt`, or with "
-            "`.` for the last word in a source checkout"
+            f"torchdpt {_build.VERSION} was built with torch {built}, and this is torch {runs}: rebuild it in its "
+            "source checkout with `pip install scikit-build-core ninja && pip install --no-build-isolation --no-deps "
+            "--force-reinstall .`"
         )
 
 
@@ -27,7 +27,10 @@ _check_torch()
 from torchdpt import _C  # noqa: E402
 from torchdpt.config import DPTConfig, list_presets  # noqa: E402
 from torchdpt.export import export  # noqa: E402
+from torchdpt.image import ImageProcessor, load_image  # noqa: E402
 from torchdpt.model import DPTModel, DPTOutput, Encoder, Fusion, Head, Reassemble  # noqa: E402
+from torchdpt.predict import FileResult, predict_files  # noqa: E402
+from torchdpt.prediction import PointCloud, Prediction  # noqa: E402
 
 __version__ = _build.VERSION
 
@@ -39,10 +42,16 @@ __all__ = [
     "DPTModel",
     "DPTOutput",
     "Encoder",
+    "FileResult",
     "Fusion",
     "Head",
+    "ImageProcessor",
+    "PointCloud",
+    "Prediction",
     "Reassemble",
     "cmake_prefix_path",
     "export",
     "list_presets",
+    "load_image",
+    "predict_files",
 ]

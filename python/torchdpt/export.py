@@ -52,6 +52,9 @@ def export(
 
     An ONNX model above 1.5 GB keeps its weights in a second file, `*.onnx.data`, which belongs beside it.
 
+    A .pt2 program refuses sides that are no multiples of the patch size; ONNX has no such check, and would leave out
+    the rest of the image.
+
     Raises:
         ValueError: if the path has another ending, or `size` is no multiple of the patch size or too small for
             `dynamic`.
@@ -61,6 +64,11 @@ def export(
         raise ValueError(f"path must end in .pt2 or .onnx, got {str(path)!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {str(path.parent)!r}; create it first")
+    dtype = next(model.parameters()).dtype
+    if path.suffix == ".onnx" and dtype not in (torch.float32, torch.float16):
+        raise ValueError(
+            f"ONNX runtimes have no {dtype} form of these layers; convert with model.float() or model.half()"
+        )
     patch = model.config.patch_size
     height, width = size or (model.config.image_size, model.config.image_size)
     if min(height, width) < patch or height % patch or width % patch:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from torchdpt import _C
 from torchdpt.config import DPTConfig
+from torchdpt.image import ImageProcessor
+from torchdpt.predict import predict
+
+if TYPE_CHECKING:
+    from torchdpt.image import ImageLike
+    from torchdpt.prediction import Prediction
 
 _log = logging.getLogger("torchdpt")
 
@@ -239,7 +245,12 @@ class Head(_Stage):
 class DPTModel(nn.Module):
     """A Dense Prediction Transformer.
 
-    The four stages, `encoder`, `reassemble`, `fusion` and `head`, can each be called alone and carry hooks.
+    `predict` goes from photographs to depth maps; calling the model goes from tensors to tensors. The four stages,
+    `encoder`, `reassemble`, `fusion` and `head`, can each be called alone and carry hooks.
+
+    Attributes:
+        config: The network's shape.
+        processor: How `predict` prepares photographs, an `ImageProcessor`; it travels with checkpoints.
 
     Args:
         config: A config, or the name of a preset (`list_presets`). Tensors are initialised as in the papers;
@@ -264,11 +275,14 @@ class DPTModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = _as_config(config)
+        self.processor = ImageProcessor((self.config.image_size, self.config.image_size))
         self.encoder = Encoder(self.config, device=device, dtype=dtype)
         self.reassemble = Reassemble(self.config, device=device, dtype=dtype)
         self.fusion = Fusion(self.config, device=device, dtype=dtype)
         self.head = Head(self.config, device=device, dtype=dtype)
         if encoder_weights is not None:
+            if self.encoder.pos_embed.is_meta:
+                raise ValueError("encoder_weights cannot be loaded onto device='meta', which holds no values")
             tensors, unused = _C.load_encoder(self.config.to_json(), os.fspath(encoder_weights))
             self.encoder.load_state_dict({name.removeprefix("encoder."): t for name, t in tensors.items()})
             _log.info("%s: %d tensors are not of the encoder and were not used", encoder_weights, len(unused))
@@ -294,10 +308,11 @@ class DPTModel(nn.Module):
             _log.info("%s: ignored tensors that the network never runs: %s", path, ", ".join(ignored))
         model = cls(DPTConfig.from_json(config), device="meta")
         model.load_state_dict(tensors, assign=True)
+        model.processor = ImageProcessor.from_folder(path if os.path.isdir(path) else os.path.dirname(path))
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 
     def save_pretrained(self, folder: Path, layout: Literal["torchdpt", "transformers"] = "torchdpt") -> list[str]:
-        """Write config.json and model.safetensors into a folder, which is created.
+        """Write config.json, model.safetensors and preprocessor_config.json into a folder, which is created.
 
         Each file is written to a temporary name first, so none is ever half there.
 
@@ -321,7 +336,9 @@ class DPTModel(nn.Module):
                 for (holder, leaf), value in values:
                     path = [name, names[holder], leaf] if names[holder] else [name, leaf]
                     tensors[".".join(path)] = value.detach()
-        return _C.save_checkpoint(self.config.to_json(), tensors, os.fspath(folder), layout)
+        zeros = _C.save_checkpoint(self.config.to_json(), tensors, os.fspath(folder), layout)
+        self.processor.save(folder)
+        return zeros
 
     @property
     def activation_checkpointing(self) -> bool:
@@ -348,8 +365,8 @@ class DPTModel(nn.Module):
                 cannot take part.
         """
         stages: list[_Stage] = [self.encoder, self.reassemble, self.fusion, self.head]
-        if any(_has_hooks(stage) or stage.training != self.training for stage in stages):
-            # Stage by stage, the same to the bit, so that each stage's hooks run and each keeps its own mode.
+        if not all(map(self._is_plain, stages, (Encoder, Reassemble, Fusion, Head))):
+            # Stage by stage, the same to the bit, so that hooks and stages of the user's own take part.
             maps = self.reassemble(self.encoder(images), (images.shape[2], images.shape[3]))
             output: DPTOutput = self.head(self.fusion(maps))
             return output
@@ -363,6 +380,71 @@ class DPTModel(nn.Module):
             images, tensors, buffers, self.config.to_json(), self.training, self.encoder._checkpoint()
         )
         return DPTOutput(depth)
+
+    def _is_plain(self, stage: nn.Module, kind: type[_Stage]) -> bool:
+        """Whether `stage` is as this model made it, so that one call stands for all four."""
+        return (
+            type(stage) is kind
+            and "forward" not in stage.__dict__
+            and stage.config == self.config
+            and stage.training == self.training
+            and not _has_hooks(stage)
+        )
+
+    @overload
+    def predict(
+        self,
+        image: ImageLike,
+        *,
+        size: tuple[int, int] | None = ...,
+        input_size: int | tuple[int, int] | None = ...,
+        resize: str | None = ...,
+        batch_size: int = ...,
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        image: list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        size: tuple[int, int] | None = ...,
+        input_size: int | tuple[int, int] | None = ...,
+        resize: str | None = ...,
+        batch_size: int = ...,
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        size: tuple[int, int] | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        resize: str | None = None,
+        batch_size: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Predict depth for a photograph or a list of them.
+
+        Runs in eval mode, and leaves the model in the mode that it was in.
+
+        Args:
+            image: RGB. A path, the bytes of a file, a PIL image, an array [H, W, 3], a tensor [3, H, W] (`load_image`
+                says what is allowed in each); or a list of such.
+            size: (height, width) of the prediction in pixels. Default: the image's own.
+            input_size: Side or (height, width) that the network's input aims at. Default: `processor.size`.
+            resize: "minimal", "lower_bound", "upper_bound" or "exact", see `ImageProcessor`. Default: that of
+                `processor`.
+            batch_size: How many images of one network size run at once. Default: 8.
+
+        Returns:
+            A Prediction whose `depth` is float32 [H, W]; its `kind` and `unit` say what the numbers mean. For a list, a
+            list in the same order.
+
+        Raises:
+            ValueError: if an image is damaged or none, or an option is wrong.
+            OSError: if a file cannot be read.
+        """
+        several = isinstance(image, list | tuple)
+        images = cast("Sequence[ImageLike]", image if several else [image])
+        predictions = predict(self, images, size=size, input_size=input_size, resize=resize, batch_size=batch_size)
+        return predictions if several else predictions[0]
 
     def attention(self, images: Tensor, block: int) -> Tensor:
         """The attention weights of one encoder block.

@@ -239,3 +239,9 @@ def test_failed_trace_restores_the_modes(tmp_path, monkeypatch):
 def test_bad_arguments_raise(tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
         export(make_model(), tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_onnx_of_types_that_runtimes_lack_is_refused(tmp_path, dtype):
+    with pytest.raises(ValueError, match=rf"no {dtype} form of these layers; convert with model.float"):
+        export(make_model().to(dtype), tmp_path / "model.onnx")

@@ -19,6 +19,7 @@ from transformers import DPTForDepthEstimation
 import torchdpt
 from torchdpt import _C, DPTConfig, DPTModel, DPTOutput, Encoder, Fusion, Head, Reassemble, list_presets
 
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
 NARROW = DPTConfig(
     image_size=64,
     width=24,
@@ -307,7 +308,7 @@ def test_copies_do_not_share_tensors():
 def test_save_and_load_are_bit_equal(tmp_path, config, dtype):
     model = DPTModel(config, dtype=dtype)
     assert model.save_pretrained(tmp_path / "new" / "folder") == []
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == FILES
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "new" / "folder" / "model.safetensors", tmp_path / "alone" / "any.safetensors")
     for path in (tmp_path / "new" / "folder", tmp_path / "alone" / "any.safetensors"):
@@ -338,7 +339,7 @@ def test_overwriting_replaces_the_file_and_leaves_a_loaded_model_alone(tmp_path)
     assert same_bits(again.state_dict(), second.state_dict())
     again.save_pretrained(tmp_path)  # over the file that it is mapped from
     assert same_bits(DPTModel.from_pretrained(tmp_path).state_dict(), second.state_dict())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 def test_loaded_tensors_can_be_changed_without_changing_the_file(tmp_path):
@@ -442,8 +443,13 @@ def test_encoder_weights_start_the_encoder_alone(tmp_path, layout):
     [
         (dict(width=48), r"tensor 'encoder\.cls_token' has shape \[1, 1, 24\], the config wants \[1, 1, 48\]"),
         (dict(image_size=96), r"tensor 'encoder\.pos_embed' has shape \[1, 17, 24\], the config wants \[1, 37, 24\]"),
-        (dict(depth=5, taps=(0, 1, 2, 4)), r"12 missing \[encoder\.blocks\.4\.norm1\.weight"),
-        (dict(distilled=True), r"encoder\.pos_embed|encoder\.dist_token"),
+        (dict(depth=5, taps=(0, 1, 2, 4)), "has an encoder with depth = 4, this model has 5"),
+        (dict(distilled=True), "has an encoder with distilled = false, this model has true"),
+        # What no shape shows.
+        (dict(heads=4), r"has an encoder with heads = \d, this model has 4; change the config of one"),
+        (dict(qkv_bias=False), "has an encoder with qkv_bias = true, this model has false"),
+        (dict(layer_norm_eps=1e-5), "has an encoder with layer_norm_eps ="),
+        (dict(depth=5, taps=(0, 1, 2, 4), width=48), "has an encoder with depth"),
     ],
 )
 def test_encoder_weights_of_another_shape_are_refused(tmp_path, changes, message):
@@ -452,7 +458,38 @@ def test_encoder_weights_of_another_shape_are_refused(tmp_path, changes, message
         DPTModel(NARROW.replace(**changes), encoder_weights=tmp_path)
 
 
+def test_encoder_weights_need_a_device_with_values(tmp_path):
+    DPTModel(NARROW).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="encoder_weights cannot be loaded onto device='meta'"):
+        DPTModel(NARROW, encoder_weights=tmp_path, device="meta")
+
+
 # Calls
+
+
+class Seven(Head):
+    def forward(self, map):
+        return DPTOutput(torch.full_like(super().forward(map).depth, 7))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_stages_of_the_users_own_take_part(training):
+    images = torch.rand(1, 3, 32, 32)
+    model = make_model(NARROW)
+    model.head = Seven(NARROW)
+    assert (model.train(training)(images).depth == 7).all()
+    model = make_model(NARROW)
+    model.head.forward = lambda map: DPTOutput(map[:, 0])
+    assert model.train(training)(images).depth.shape == (1, 16, 16)
+    model = make_model(NARROW)
+    model.head = nn.Identity()
+    assert model.train(training)(images).shape[2:] == (16, 16)
+    # An encoder of another config, of the same shapes.
+    model, other = make_model(NARROW), NARROW.replace(heads=NARROW.heads * 2)
+    model.encoder = Encoder(other)
+    taps = model.encoder.train(training)(images)
+    want = model.head(model.fusion(model.reassemble(taps, (32, 32)))).depth
+    assert torch.equal(model.train(training)(images).depth, want)
 
 
 @pytest.mark.parametrize("config", [NARROW, DISTILLED, BATCH_NORM], ids=["plain", "distilled", "batch norm"])

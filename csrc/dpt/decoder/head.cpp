@@ -13,7 +13,7 @@ DepthHead::DepthHead(int64_t channels, int64_t hidden)
 
 Tensor DepthHead::operator()(const Tensor& map) const {
   TORCH_CHECK_VALUE(map.dim() == 4, "head: the fused map must be [B, C, H/2, W/2], got ",
-                    map.sym_sizes(), "; pass the first of the maps that fusion returns");
+                    map.sym_sizes(), "; pass what fusion returns");
   Tensor x = conv1(map);  // no ReLU before the upsampling: isl-org/DPT dpt/models.py
   x = resize_bilinear(x, x.sym_size(2) * 2, x.sym_size(3) * 2, /*align_corners=*/true);
   return conv3(conv2(x).relu()).relu().squeeze(1);

@@ -59,6 +59,11 @@ std::vector<Tensor> Reassemble::operator()(at::TensorList taps, const c10::SymIn
   TORCH_CHECK_VALUE(taps.size() == levels.size(), "reassemble: needs ", levels.size(),
                     " taps, finest level first, got ", taps.size());
   const c10::SymInt h = height / patch_size, w = width / patch_size;
+  TORCH_CHECK_VALUE(
+      h * patch_size == height && w * patch_size == width && h > 0 && w > 0,
+      "reassemble: size must be the image's (height, width), multiples of the patch size ",
+      patch_size, ", got ", height, " x ", width,
+      "; size is the (height, width) of the image, not of the patch grid");
   const c10::SymInt num_tokens = h * w + levels[0].read.num_prefix_tokens;
   std::vector<Tensor> maps;
   for (size_t i = 0; i < levels.size(); ++i) {

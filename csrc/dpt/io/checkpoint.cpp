@@ -188,6 +188,17 @@ Checkpoint load_checkpoint(const std::string& path) {
 
 std::vector<std::string> load_encoder(Model& model, const std::string& path) {
   const Source source = open_source(path);
+  // What no tensor's shape shows.
+  const auto same = [&](const char* name, const json::Value& theirs, const json::Value& ours) {
+    TORCH_CHECK_VALUE(theirs == ours, "load_encoder: '", source.tensor_file,
+                      "' has an encoder with ", name, " = ", json::dump(theirs),
+                      ", this model has ", json::dump(ours), "; change the config of one");
+  };
+  same("heads", source.config.heads, model.config.heads);
+  same("depth", source.config.depth, model.config.depth);
+  same("qkv_bias", source.config.qkv_bias, model.config.qkv_bias);
+  same("distilled", source.config.distilled, model.config.distilled);
+  same("layer_norm_eps", source.config.layer_norm_eps, model.config.layer_norm_eps);
   Loader loader{source};
   for_each_tensor(
       model.encoder,

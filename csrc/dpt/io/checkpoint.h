@@ -26,7 +26,7 @@ struct Checkpoint {
 DPT_API Checkpoint load_checkpoint(const std::string& path);
 
 // The encoder's tensors alone, into `model` (whose other tensors stay). The file may be any that
-// load_checkpoint reads; its encoder must have the same shape. Returns the names that were not
+// load_checkpoint reads; its encoder must be the same network. Returns the names that were not
 // used.
 DPT_API std::vector<std::string> load_encoder(Model& model, const std::string& path);
 

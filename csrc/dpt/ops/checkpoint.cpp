@@ -64,7 +64,8 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
     TORCH_CHECK(
         !at::GradMode::is_enabled(),
         "checkpoint: a second derivative (create_graph=True) through checkpointed blocks is not "
-        "supported; switch activation checkpointing off");
+        "supported; switch activation checkpointing off and, since PyTorch's fused attention "
+        "has none either, compute under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)");
     const auto saved = ctx->saved_data["segment"].toCapsule();
     const auto& state = static_cast<const Saved&>(*saved);
     // Detached copies: the recomputed graph ends here, and gradients leave through the return

@@ -37,11 +37,24 @@ bool traced(const Tensor& tensor) {
          in_torch_func();
 }
 
-void check(const Tensor& x, const Tensor& skip) {
+void check_shapes(const Tensor& x, const Tensor& skip) {
   TORCH_CHECK_VALUE(x.dim() == 4 && skip.dim() == 4,
                     "upsample_add: x [B, C, h, w] and skip [B, C, H, W] must have 4 ",
                     "dimensions, got x ", x.sym_sizes(), " and skip ", skip.sym_sizes(),
                     "; add a batch dimension with unsqueeze(0)");
+  TORCH_CHECK_VALUE(x.sym_size(0) == skip.sym_size(0) && x.sym_size(1) == skip.sym_size(1),
+                    "upsample_add: x and skip must have the same batch size and channels, got x ",
+                    x.sym_sizes(), " and skip ", skip.sym_sizes(),
+                    "; project or expand one of them");
+  TORCH_CHECK_VALUE(
+      x.sym_size(2) > 0 && x.sym_size(3) > 0 && skip.sym_size(2) > 0 && skip.sym_size(3) > 0,
+      "upsample_add: heights and widths must be at least 1, got x ", x.sym_sizes(), " and skip ",
+      skip.sym_sizes(), "; use a larger image");
+}
+
+// What the operator wants beyond that; the ATen form promotes types.
+void check(const Tensor& x, const Tensor& skip) {
+  check_shapes(x, skip);
   TORCH_CHECK_VALUE(x.scalar_type() == skip.scalar_type(),
                     "upsample_add: x and skip must have one dtype, got x ", x.scalar_type(),
                     " and skip ", skip.scalar_type(), "; convert one of them");
@@ -51,14 +64,6 @@ void check(const Tensor& x, const Tensor& skip) {
   TORCH_CHECK_VALUE(x.device() == skip.device(),
                     "upsample_add: x and skip must be on one device, got x on ", x.device(),
                     " and skip on ", skip.device(), "; move one of them");
-  TORCH_CHECK_VALUE(x.sym_size(0) == skip.sym_size(0) && x.sym_size(1) == skip.sym_size(1),
-                    "upsample_add: x and skip must have the same batch size and channels, got x ",
-                    x.sym_sizes(), " and skip ", skip.sym_sizes(),
-                    "; project or expand one of them");
-  TORCH_CHECK_VALUE(
-      x.sym_size(2) > 0 && x.sym_size(3) > 0 && skip.sym_size(2) > 0 && skip.sym_size(3) > 0,
-      "upsample_add: heights and widths must be at least 1, got x ", x.sym_sizes(), " and skip ",
-      skip.sym_sizes(), "; use a larger image");
 }
 
 Size size_of(const Tensor& x, const Tensor& skip) {
@@ -229,6 +234,7 @@ bool pays(const Tensor& x) {
 }  // namespace
 
 Tensor upsample_add(const Tensor& x, const Tensor& skip) {
+  check_shapes(x, skip);
   const bool alike = x.scalar_type() == skip.scalar_type() && x.device() == skip.device();
   return alike && pays(x) && !traced(x) && !traced(skip) ? call(x, skip) : aten_form(x, skip);
 }

@@ -1,0 +1,277 @@
+"""What a prediction is, and the files and pictures that it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from torchdpt.colormaps import apply_colormap
+from torchdpt.files import write_atomically
+
+Array = np.ndarray[Any, Any]
+
+# The format of a file by its ending; "color" is a .png, too.
+_ENDINGS = {".png": "png16", ".npy": "npy", ".npz": "npz", ".pfm": "pfm"}
+_FORMATS = (*_ENDINGS.values(), "color")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PointCloud:
+    """Points in space, with the camera at the origin.
+
+    Attributes:
+        points: float32 [N, 3], x to the right, y down, z forward, in metres where the depth was.
+        colors: uint8 [N, 3], RGB, or None.
+    """
+
+    points: Array
+    colors: Array | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a binary PLY file.
+
+        Raises:
+            ValueError: if the path does not end in .ply, or there is no such folder.
+            OSError: if it cannot be written.
+        """
+        if Path(path).suffix != ".ply":
+            raise ValueError(f"path must end in .ply, got {str(path)!r}")
+        fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
+        header = "ply\nformat binary_little_endian 1.0\n" + f"element vertex {len(self.points)}\n"
+        header += "".join(f"property float {name}\n" for name, _ in fields)
+        if self.colors is not None:
+            names = ("red", "green", "blue")
+            header += "".join(f"property uchar {name}\n" for name in names)
+            fields += [(name, "u1") for name in names]
+        rows = np.empty(len(self.points), dtype=fields)
+        for i, (name, _) in enumerate(fields):
+            rows[name] = self.points[:, i] if i < 3 else self.colors[:, i - 3]  # type: ignore[index]
+        return write_atomically(path, f"{header}end_header\n".encode() + rows.tobytes())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """A depth map and what its numbers mean.
+
+    Attributes:
+        depth: float32 [H, W], C-contiguous. NaN and infinity mean: not known.
+        kind: "relative_inverse_depth": near is large; scale and shift are unknown, so two photographs cannot be
+            compared. "metric_depth": the distance along the optical axis; far is large.
+        unit: "m" for metric depth, None for relative.
+        image: uint8 [H', W', 3], the photograph, or None. It colours point clouds and the picture in notebooks.
+
+    Raises:
+        ValueError: if `depth` is of another shape or type, or `unit` does not fit `kind`.
+    """
+
+    depth: Array
+    kind: Literal["relative_inverse_depth", "metric_depth"] = "relative_inverse_depth"
+    unit: Literal["m"] | None = None
+    image: Array | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        depth = self.depth
+        if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype != np.float32 or depth.size == 0:
+            what = f"{depth.dtype} {list(depth.shape)}" if isinstance(depth, np.ndarray) else type(depth).__name__
+            raise ValueError(f"depth must be a float32 array [H, W], got {what}; convert it with astype(np.float32)")
+        if self.kind not in ("relative_inverse_depth", "metric_depth"):
+            raise ValueError(f"kind must be 'relative_inverse_depth' or 'metric_depth', got {self.kind!r}")
+        unit = "m" if self.kind == "metric_depth" else None
+        if self.unit != unit:
+            raise ValueError(f"unit of {self.kind} must be {unit!r}, got {self.unit!r}")
+        object.__setattr__(self, "depth", np.ascontiguousarray(depth))
+
+    @property
+    def valid(self) -> Array:
+        """bool [H, W]: where the depth is known, that is finite, and for metric depth positive."""
+        finite = np.isfinite(self.depth)
+        return finite & (self.depth > 0) if self.kind == "metric_depth" else finite
+
+    # --- pictures ---
+
+    def colorize(self, colormap: str = "inferno", *, invalid: tuple[int, int, int] = (0, 0, 0)) -> Array:
+        """A picture in which near is bright (or red).
+
+        The range is that of the valid pixels, of inverse depth for both kinds. A constant map has the middle colour.
+
+        Args:
+            colormap: inferno, turbo, spectral or gray.
+            invalid: RGB of pixels without a depth.
+
+        Returns:
+            uint8 [H, W, 3].
+
+        Raises:
+            ValueError: if there is no such colour map.
+        """
+        valid = self.valid
+        nearness = np.full(self.depth.shape, 0.5)
+        if valid.any():
+            values = self.depth[valid].astype(np.float64)
+            if self.kind == "metric_depth":
+                values = 1 / values
+            low, high = values.min(), values.max()
+            if high > low:
+                nearness[valid] = (values - low) / (high - low)
+        picture = apply_colormap(nearness, colormap)
+        picture[~valid] = invalid
+        return picture
+
+    def _repr_png_(self) -> bytes:
+        """The picture in a notebook: the photograph, if there is one, beside the depth."""
+        from PIL import Image
+
+        colors = Image.fromarray(self.colorize())
+        picture = colors
+        if self.image is not None:
+            picture = Image.new("RGB", (2 * colors.width, colors.height))
+            picture.paste(Image.fromarray(self.image).resize(colors.size), (0, 0))
+            picture.paste(colors, (colors.width, 0))
+        picture.thumbnail((1600, 1600))
+        return _png(picture)
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike[str], *, format: str | None = None, colormap: str = "inferno") -> Path:
+        """Write a file; it is never half there.
+
+        Args:
+            path: Where to write.
+            format: "png16": a 16-bit PNG. 0 means invalid; the others hold depth = offset + scale * value, with both
+                numbers, kind and unit as JSON in the PNG's text chunk "torchdpt". "npz": depth, valid, kind, unit.
+                "npy": the depth. "pfm": the depth, as MiDaS writes it. "color": `colorize`, 8-bit PNG. Default: by the
+                ending of `path`, which is .png (then png16), .npz, .npy or .pfm.
+            colormap: Of "color".
+
+        Raises:
+            ValueError: if ending, format or colour map is unknown, or there is no such folder.
+            OSError: if it cannot be written; what was at `path` stays.
+        """
+        if format is None:
+            ending = Path(path).suffix.lower()
+            if ending not in _ENDINGS:
+                raise ValueError(f"path must end in {', '.join(_ENDINGS)}, got {str(path)!r}; or name a format")
+            format = _ENDINGS[ending]
+        if format not in _FORMATS:
+            raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}")
+        return write_atomically(path, self._encode(format, colormap))
+
+    def _encode(self, format: str, colormap: str) -> bytes:
+        file = io.BytesIO()
+        if format == "png16":
+            return self._png16()
+        if format == "npy":
+            np.save(file, self.depth)
+        elif format == "npz":
+            np.savez_compressed(file, depth=self.depth, valid=self.valid, kind=self.kind, unit=self.unit or "")
+        elif format == "pfm":
+            height, width = self.depth.shape
+            file.write(f"Pf\n{width} {height}\n-1.0\n".encode())  # -1: little-endian
+            file.write(self.depth[::-1].astype("<f4").tobytes())  # the bottom row first
+        else:
+            from PIL import Image
+
+            return _png(Image.fromarray(self.colorize(colormap)))
+        return file.getvalue()
+
+    def _png16(self) -> bytes:
+        from PIL import Image, PngImagePlugin
+
+        valid = self.valid
+        values = self.depth[valid].astype(np.float64)
+        low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
+        scale = (high - low) / 65534 or 1.0
+        levels = np.zeros(self.depth.shape, dtype=np.uint16)
+        levels[valid] = np.round((values - low) / scale).astype(np.uint16) + 1
+        text = PngImagePlugin.PngInfo()
+        meaning = {"scale": scale, "offset": low - scale, "invalid": 0, "kind": self.kind, "unit": self.unit}
+        text.add_text("torchdpt", json.dumps(meaning))
+        return _png(Image.fromarray(levels), pnginfo=text)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote as 16-bit PNG or NPZ, which say what their numbers mean.
+
+        Raises:
+            ValueError: if the file is another one.
+            OSError: if it cannot be read.
+        """
+        path = Path(path)
+        try:
+            if path.suffix.lower() == ".npz":
+                with np.load(path, allow_pickle=False) as file:
+                    return cls(file["depth"], kind=str(file["kind"]), unit=str(file["unit"]) or None)  # type: ignore[arg-type]
+            from PIL import Image
+
+            with Image.open(path, formats=["PNG"]) as image:
+                meaning = json.loads(image.info["torchdpt"])
+                levels = np.asarray(image)
+            depth = np.where(levels == 0, np.nan, meaning["offset"] + meaning["scale"] * levels.astype(np.float64))
+            return cls(depth.astype(np.float32), kind=meaning["kind"], unit=meaning["unit"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever a damaged file makes of the decoders
+            raise ValueError(f"{path}: not a 16-bit PNG or NPZ file that Prediction.save wrote ({error!r})") from error
+
+    # --- space ---
+
+    def point_cloud(
+        self,
+        *,
+        intrinsics: tuple[float, float, float, float] | None = None,
+        fov: float | None = None,
+        scale: float | None = None,
+        shift: float | None = None,
+    ) -> PointCloud:
+        """The valid pixels as points in space, seen by a pinhole camera.
+
+        Args:
+            intrinsics: (fx, fy, cx, cy) in pixels of `depth`; the centre of the first pixel is at (0.5, 0.5).
+            fov: Instead: the horizontal field of view in degrees; pixels are square and the optical axis is central.
+            scale: Relative inverse depth only: depth = 1 / (scale * value + shift).
+            shift: The same. Both must be known from elsewhere: the shape of the cloud depends on them.
+
+        Raises:
+            ValueError: if the camera is missing or given twice, or scale and shift do not fit `kind`.
+        """
+        height, width = self.depth.shape
+        if (intrinsics is None) == (fov is None):
+            raise ValueError("point_cloud: give either intrinsics=(fx, fy, cx, cy) in pixels or fov= in degrees")
+        if fov is not None:
+            if not 0 < fov < 180:
+                raise ValueError(f"point_cloud: fov must be between 0 and 180 degrees, got {fov}")
+            focal = width / 2 / np.tan(np.radians(fov) / 2)
+            intrinsics = (focal, focal, width / 2, height / 2)
+        assert intrinsics is not None
+        if len(intrinsics) != 4 or not (intrinsics[0] > 0 and intrinsics[1] > 0):
+            raise ValueError(f"point_cloud: intrinsics must be (fx, fy, cx, cy), fx and fy positive, got {intrinsics}")
+        depth, valid = self.depth.astype(np.float64), self.valid
+        if self.kind == "relative_inverse_depth":
+            if scale is None or shift is None:
+                raise ValueError(
+                    "point_cloud: relative inverse depth has no scale and no shift of its own, and the shape of a "
+                    "point cloud depends on both; pass scale= and shift= so that depth = 1 / (scale * value + shift)"
+                )
+            inverse = scale * depth + shift
+            valid = valid & (inverse > 0)
+            depth = 1 / np.where(valid, inverse, 1)
+        elif scale is not None or shift is not None:
+            raise ValueError("point_cloud: metric depth needs no scale and no shift; leave them out")
+        fx, fy, cx, cy = intrinsics
+        rows, columns = np.nonzero(valid)
+        z = depth[valid]
+        points = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1)
+        same = self.image is not None and self.image.shape[:2] == self.depth.shape
+        return PointCloud(points.astype(np.float32), self.image[valid] if same else None)  # type: ignore[index]
+
+
+def _png(image: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=3, **options)
+    return file.getvalue()

@@ -1,0 +1,315 @@
+"""Prediction: its files, pictures and points."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from torchdpt import PointCloud, Prediction
+from torchdpt.colormaps import apply_colormap
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_numpy_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a division by zero, say
+        yield
+
+
+def relative() -> Prediction:
+    return Prediction(RNG.random((5, 7), dtype=np.float32) * 30 + 2)
+
+
+def metric() -> Prediction:
+    depth = RNG.random((5, 7), dtype=np.float32) * 9 + 1
+    depth[1, 2], depth[3, 3], depth[0, 0] = np.nan, np.inf, 0
+    return Prediction(depth, "metric_depth", "m", RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+
+
+# Maps without contrast or without a valid pixel.
+DEGENERATE = {
+    "constant": np.full((3, 4), 2.5, np.float32),
+    "zero": np.zeros((3, 4), np.float32),
+    "nan": np.full((3, 4), np.nan, np.float32),
+    "inf": np.full((3, 4), np.inf, np.float32),
+    "one pixel": np.ones((1, 1), np.float32),
+    "huge": np.array([[3e38, -3e38]], np.float32),
+    "tiny": np.array([[1e-45, 0]], np.float32),
+}
+
+
+# --- what it is ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((2, 2)),), r"must be a float32 array \[H, W\], got float64 \[2, 2\]; convert it"),
+        ((np.zeros((1, 2, 2), np.float32),), r"got float32 \[1, 2, 2\]"),
+        ((np.zeros((0, 2), np.float32),), r"got float32 \[0, 2\]"),
+        (([[1.0]],), "got list"),
+        (
+            (np.zeros((2, 2), np.float32), "depth"),
+            "kind must be 'relative_inverse_depth' or 'metric_depth', got 'depth'",
+        ),
+        ((np.zeros((2, 2), np.float32), "metric_depth"), "unit of metric_depth must be 'm', got None"),
+        ((np.zeros((2, 2), np.float32), "relative_inverse_depth", "m"), "must be None, got 'm'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prediction(*arguments)
+
+
+def test_depth_is_contiguous() -> None:
+    depth = np.asfortranarray(RNG.random((4, 6), dtype=np.float32))
+    prediction = Prediction(depth)
+    assert prediction.depth.flags.c_contiguous
+    assert np.array_equal(prediction.depth, depth)
+
+
+def test_valid_pixels() -> None:
+    assert relative().valid.all()
+    want = np.ones((5, 7), bool)
+    want[1, 2] = want[3, 3] = want[0, 0] = False
+    assert np.array_equal(metric().valid, want)
+    assert Prediction(np.zeros((2, 2), np.float32)).valid.all()  # far away, but known
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize(("name", "peer"), [("inferno", "inferno"), ("turbo", "turbo"), ("spectral", "Spectral_r")])
+def test_colormaps_are_those_of_matplotlib(name: str, peer: str) -> None:
+    # At matplotlib's own 256 entries.
+    want = matplotlib.colormaps[peer](np.arange(256))[:, :3] * 255
+    got = apply_colormap(np.arange(256) / 255, name)
+    assert got.dtype == np.uint8
+    assert np.abs(got - want).max() <= 2
+
+
+def test_near_is_bright() -> None:
+    ramp = np.linspace(1, 9, 64, dtype=np.float32)[None]
+    relative = Prediction(ramp).colorize("gray")[0, :, 0]
+    assert (relative[0], relative[-1]) == (0, 255)
+    assert (np.diff(relative.astype(int)) >= 0).all()
+    metric = Prediction(ramp, "metric_depth", "m").colorize("gray")[0, :, 0].astype(float)
+    want = 255 * (1 / ramp[0] - 1 / 9) / (1 - 1 / 9)  # inverse depth
+    assert np.abs(metric - want).max() <= 0.6
+
+
+def test_invalid_pixels_have_their_color_and_change_no_other() -> None:
+    prediction = metric()
+    picture = prediction.colorize("turbo", invalid=(1, 2, 3))
+    assert (picture[~prediction.valid] == (1, 2, 3)).all()
+    row = Prediction(prediction.depth[prediction.valid][None], "metric_depth", "m")
+    assert np.array_equal(picture[prediction.valid], row.colorize("turbo")[0])
+
+
+def test_unknown_colormap_is_refused() -> None:
+    with pytest.raises(ValueError, match="colormap must be one of inferno, turbo, spectral, gray, got 'jet'"):
+        relative().colorize("jet")
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_maps_have_pictures_and_files(name: str, tmp_path: Path) -> None:
+    prediction = Prediction(DEGENERATE[name])
+    picture = prediction.colorize("gray")
+    if name in ("constant", "zero", "one pixel"):
+        assert (np.abs(picture.astype(int) - 127) <= 1).all()
+    elif name in ("nan", "inf"):
+        assert not picture.any()
+    else:
+        assert (picture.min(), picture.max()) == (0, 255)
+    assert prediction._repr_png_().startswith(b"\x89PNG")
+    for format in ("png16", "npz", "npy", "pfm", "color"):
+        prediction.save(tmp_path / format, format=format)
+    back = Prediction.load(prediction.save(tmp_path / "back.png"))
+    assert np.array_equal(back.valid, prediction.valid)
+    if prediction.valid.any():
+        values = prediction.depth[prediction.valid].astype(np.float64)
+        error = np.abs(back.depth[prediction.valid] - values).max()
+        assert error <= np.ptp(values) / 65534 * 0.51 + 1e-7 * np.abs(values).max()
+
+
+def test_notebooks_show_the_photograph_beside_the_depth() -> None:
+    prediction = metric()
+    with Image.open(io.BytesIO(prediction._repr_png_())) as picture:
+        assert picture.size == (14, 5)
+        assert np.array_equal(np.asarray(picture)[:, :7], prediction.image)
+        assert np.array_equal(np.asarray(picture)[:, 7:], prediction.colorize())
+    with Image.open(io.BytesIO(relative()._repr_png_())) as picture:
+        assert picture.size == (7, 5)
+
+
+# --- files ---
+
+
+def test_png16_holds_depth_and_its_meaning(tmp_path: Path) -> None:
+    prediction = metric()
+    prediction.save(tmp_path / "depth.png")
+    with Image.open(tmp_path / "depth.png") as image:
+        levels = np.asarray(image)
+        meaning = json.loads(image.text["torchdpt"])
+    assert levels.dtype == np.uint16
+    assert ((levels == 0) == ~prediction.valid).all()
+    assert (levels[prediction.valid].min(), levels.max()) == (1, 65535)
+    assert (meaning["kind"], meaning["unit"], meaning["invalid"]) == ("metric_depth", "m", 0)
+    depth = meaning["offset"] + meaning["scale"] * levels[prediction.valid].astype(np.float64)
+    assert np.abs(depth - prediction.depth[prediction.valid]).max() <= 0.51 * meaning["scale"]
+
+
+@pytest.mark.parametrize("ending", ["png", "npz"])
+@pytest.mark.parametrize("make", [relative, metric])
+def test_load_reads_what_save_wrote(make, ending: str, tmp_path: Path) -> None:
+    prediction = make()
+    back = Prediction.load(prediction.save(tmp_path / f"depth.{ending}"))
+    assert (back.kind, back.unit) == (prediction.kind, prediction.unit)
+    assert np.array_equal(back.valid, prediction.valid)
+    got, want = back.depth[back.valid], prediction.depth[prediction.valid]
+    assert np.abs(got - want).max() <= (0.51 * np.ptp(want) / 65534 + 1e-6 if ending == "png" else 0)
+
+
+def test_npy_and_npz(tmp_path: Path) -> None:
+    prediction = metric()
+    prediction.save(tmp_path / "depth.npy")
+    assert np.array_equal(np.load(tmp_path / "depth.npy"), prediction.depth, equal_nan=True)
+    prediction.save(tmp_path / "depth.npz")
+    with np.load(tmp_path / "depth.npz") as file:
+        assert np.array_equal(file["depth"], prediction.depth, equal_nan=True)
+        assert np.array_equal(file["valid"], prediction.valid)
+        assert (str(file["kind"]), str(file["unit"])) == ("metric_depth", "m")
+
+
+def test_pfm_has_the_bottom_row_first(tmp_path: Path) -> None:
+    prediction = relative()
+    data = prediction.save(tmp_path / "depth.pfm").read_bytes()
+    header = b"Pf\n7 5\n-1.0\n"
+    assert data.startswith(header)
+    values = struct.unpack("<35f", data[len(header) :])
+    assert np.array_equal(np.reshape(values, (5, 7)), prediction.depth[::-1])
+
+
+def test_color_file_is_the_picture(tmp_path: Path) -> None:
+    prediction = relative()
+    prediction.save(tmp_path / "depth.png", format="color", colormap="spectral")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "depth.png")), prediction.colorize("spectral"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("depth.jpg", {}, r"path must end in .png, .npy, .npz, .pfm, got '.*depth.jpg'; or name a format"),
+        ("depth", {}, "path must end in"),
+        ("depth.png", {"format": "exr"}, "format must be one of png16, npy, npz, pfm, color, got 'exr'"),
+        ("depth.png", {"format": "color", "colormap": "jet"}, "colormap must be one of"),
+        ("nowhere/depth.png", {}, r"there is no folder '.*nowhere'; create it first"),
+    ],
+)
+def test_bad_paths_and_formats_are_refused(tmp_path: Path, name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        relative().save(tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["png16", "color", "npy", "npz", "pfm"])
+def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch, format: str) -> None:
+    path = tmp_path / "depth.png"
+    path.write_text("old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        relative().save(path, format=format)
+    assert [file.name for file in tmp_path.iterdir()] == ["depth.png"]
+    assert path.read_text() == "old"
+
+
+def test_other_files_are_not_loaded(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "plain.png")
+    (tmp_path / "text.npz").write_text("text")
+    np.savez(tmp_path / "objects.npz", depth=np.array([{}], dtype=object))
+    for name in ("plain.png", "text.npz", "objects.npz"):
+        with pytest.raises(ValueError, match=rf"{name}: not a 16-bit PNG or NPZ file that Prediction.save wrote"):
+            Prediction.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        Prediction.load(tmp_path / "missing.png")
+
+
+# --- points ---
+
+
+def read_ply(path: Path) -> tuple[list[str], np.ndarray]:
+    header, body = path.read_bytes().split(b"end_header\n", 1)
+    lines = header.decode().splitlines()
+    kinds = {"float": "<f4", "uchar": "u1"}
+    fields = [(line.split()[2], kinds[line.split()[1]]) for line in lines if line.startswith("property")]
+    return lines, np.frombuffer(body, dtype=fields)
+
+
+def test_points_project_onto_their_pixels(tmp_path: Path) -> None:
+    prediction = metric()
+    cloud = prediction.point_cloud(intrinsics=(10, 12, 3.2, 2.4))
+    assert cloud.points.shape == (prediction.valid.sum(), 3)
+    x, y, z = cloud.points.T.astype(np.float64)
+    rows, columns = np.nonzero(prediction.valid)
+    assert np.allclose(10 * x / z + 3.2, columns + 0.5, atol=1e-5)
+    assert np.allclose(12 * y / z + 2.4, rows + 0.5, atol=1e-5)
+    assert np.array_equal(cloud.points[:, 2], prediction.depth[prediction.valid])
+    assert np.array_equal(cloud.colors, prediction.image[prediction.valid])
+    lines, vertices = read_ply(cloud.save(tmp_path / "cloud.ply"))
+    assert lines[:3] == ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud.points)}"]
+    assert np.array_equal(np.stack([vertices[name] for name in "xyz"], 1), cloud.points)
+    assert np.array_equal(np.stack([vertices[name] for name in ("red", "green", "blue")], 1), cloud.colors)
+
+
+def test_field_of_view_is_horizontal() -> None:
+    cloud = Prediction(np.ones((3, 200), np.float32), "metric_depth", "m").point_cloud(fov=90)
+    assert cloud.colors is None
+    left, right = cloud.points[:, 0].min(), cloud.points[:, 0].max()
+    # At 45 degrees to each side, x = z; the centres of the outer pixels are half a pixel inside.
+    assert np.allclose((left, right), (-199 / 200, 199 / 200), atol=1e-6)
+
+
+def test_relative_depth_needs_scale_and_shift() -> None:
+    prediction = Prediction(np.array([[0, 1, 3]], np.float32))
+    cloud = prediction.point_cloud(fov=60, scale=0.5, shift=0)
+    assert cloud.points[:, 2].tolist() == [2, np.float32(1 / 1.5)]  # 1 / 0 is no point
+    with pytest.raises(ValueError, match=r"no scale and no shift of its own.*pass scale= and shift="):
+        prediction.point_cloud(fov=60)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either intrinsics"),
+        ({"fov": 60, "intrinsics": (1, 1, 1, 1)}, "give either intrinsics"),
+        ({"fov": 180}, "fov must be between 0 and 180 degrees, got 180"),
+        ({"intrinsics": (0, 1, 1, 1)}, "fx and fy positive"),
+        ({"fov": 60, "scale": 1.0}, "metric depth needs no scale"),
+    ],
+)
+def test_bad_cameras_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metric().point_cloud(**options)
+
+
+def test_ply_ending_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path must end in .ply"):
+        PointCloud(np.zeros((1, 3), np.float32)).save(tmp_path / "cloud.obj")
+    path = PointCloud(np.zeros((0, 3), np.float32)).save(tmp_path / "empty.ply")
+    assert b"element vertex 0" in path.read_bytes()
