@@ -24,10 +24,12 @@ CPP = {
     "dpt/model": {"dpt/config", "dpt/encoder", "dpt/decoder"},
     "dpt/io/names": {"dpt/config"},
     "dpt/io/transformers_config": {"dpt/config"},
+    "dpt/io/isl_org": {"dpt/io/names", "dpt/config"},
     "dpt/io/checkpoint": {
         "dpt/model",
         "dpt/io/names",
         "dpt/io/transformers_config",
+        "dpt/io/isl_org",
         "dpt/io/safetensors",
         "dpt/io/atomic_file",
     },
@@ -39,7 +41,8 @@ PYTHON = {
     "_build": set(),
     "_C": set(),
     "config": {"_C"},
-    "model": {"config", "_C"},
+    "checkpoint": {"_C"},
+    "model": {"config", "checkpoint", "_C"},
     "export": {"model"},
 }
 
