@@ -290,8 +290,8 @@ class DPTModel(nn.Module):
 
         Args:
             path: A folder, a .safetensors, .pt or .pth file, or else the id "owner/name" of a model on the hub.
-                Layouts: ours, that of transformers' DPTForDepthEstimation with a plain ViT (Intel/dpt-large), and the two of
-                isl-org/DPT (docs/checkpoints.md).
+                Layouts: ours, that of transformers' DPTForDepthEstimation with a plain ViT (Intel/dpt-large), and the
+                two of isl-org/DPT (docs/checkpoints.md).
             device: Where to put the tensors. Default: torch's default device.
             dtype: Their floating point type. Default: that of the file.
             revision: Branch, tag or commit, of a hub id. Default: its main branch.
