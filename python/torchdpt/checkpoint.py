@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import uuid
 import zipfile
@@ -114,7 +113,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     try:
         # Only the zip form can be mapped; files of torch before 1.6 have another.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
+    except PermissionError as error:
         raise ValueError(f"from_pretrained: could not read {path!r} ({error}); check its permissions") from error
     except Exception as error:  # of a damaged file anything may come
         raise ValueError(f"from_pretrained: {path!r} {_complaint(path, error)}") from None
@@ -134,7 +133,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
 def _complaint(path: str, error: Exception) -> str:
     if os.path.getsize(path) == 0:
         return "is empty; fetch it again"
-    found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    found = re.search(r"GLOBAL (\S+)", str(error))
     if found:
         return (
             f"is a pickle that wants to call {found[1]}, and was refused before it could: a state dict needs no such "
@@ -142,9 +141,7 @@ def _complaint(path: str, error: Exception) -> str:
         )
     if "TorchScript" in str(error):
         return "is a TorchScript program; wanted a state dict"
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
-        return "is a pickle of more than tensors, and was refused; wanted a state dict"
-    return f"is damaged or no file of torch.save ({type(error).__name__}); fetch it again"
+    return f"is damaged or no state dict that torch.save wrote ({type(error).__name__}); fetch it again"
 
 
 def save_state_dict(tensors: Mapping[str, Tensor], folder: str) -> None:

@@ -434,21 +434,38 @@ def saved(value):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (lambda: b"", "is empty; fetch it again"),
-        (lambda: b"This is no file of tensors.\n" * 100, r"is damaged or no file of torch\.save"),
-        (lambda: b"version https://git-lfs.github.com/spec/v1\n", r"is damaged or no file of torch\.save"),
-        (zipped, r"is damaged or no file of torch\.save"),
-        (lambda: saved({"a": torch.zeros(999)})[:-600], r"is damaged or no file of torch\.save"),
+        (lambda: b"This is no file of tensors.\n" * 100, r"is damaged or no state dict that torch\.save wrote"),
+        (
+            lambda: b"version https://git-lfs.github.com/spec/v1\n",
+            r"is damaged or no state dict that torch\.save wrote",
+        ),
+        (lambda: pickle.dumps({"a": print}, protocol=4), r"is damaged or no state dict that torch\.save wrote"),
+        (zipped, r"is damaged or no state dict that torch\.save wrote"),
+        (lambda: saved({"a": torch.zeros(999)})[:-600], r"is damaged or no state dict that torch\.save wrote"),
         (scripted, "is a TorchScript program; wanted a state dict"),
         (lambda: saved([torch.zeros(1)]), "must hold a state dict, got list"),
         (lambda: saved({"a": 3}), "must hold a state dict, names and tensors, got int under 'a'"),
         (lambda: saved({1: torch.zeros(1)}), "names and tensors, got Tensor under 1"),
         (lambda: saved({"scratch.x": torch.zeros(2, 2).to_sparse()}), "tensor 'scratch.x' must be dense"),
     ],
-    ids=["empty", "text", "git lfs", "zip", "truncated", "TorchScript", "list", "number", "key", "sparse"],
+    ids=[
+        "empty",
+        "text",
+        "git lfs",
+        "protocol 4",
+        "zip",
+        "truncated",
+        "TorchScript",
+        "list",
+        "number",
+        "key",
+        "sparse",
+    ],
 )
 def test_file_that_is_no_state_dict(tmp_path, content, message):
     (tmp_path / "model.pt").write_bytes(content())
