@@ -41,7 +41,7 @@ NETWORKS = {
     "no qkv bias": BASE | dict(qkv_bias=False),
 }
 LAYOUTS = ["v1", "scriptable"]
-# The weights are the same, and float64 sums of some thousand products in another order agree better than this.
+# Of the largest value. The weights are the same, in float64: what is left is the order of sums, far below this.
 TOLERANCE = 1e-6
 
 
@@ -588,7 +588,6 @@ def test_prefilled_cache_of_any_origin_loads(tmp_path):
     model.save_pretrained(repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "trees").mkdir()
     assert same(DPTModel.from_pretrained("someone/model", cache_dir=tmp_path, local_files_only=True), model)
 
 
