@@ -57,10 +57,17 @@ std::map<std::string, Tensor> tensors_of(Model& model) {
   return tensors;
 }
 
-std::tuple<std::string, std::map<std::string, Tensor>, std::vector<std::string>> load_checkpoint(
-    const std::string& path) {
-  dpt::Checkpoint checkpoint = dpt::load_checkpoint(path);
+// Config, tensors, ignored names.
+using Loaded = std::tuple<std::string, std::map<std::string, Tensor>, std::vector<std::string>>;
+
+Loaded loaded(dpt::Checkpoint checkpoint) {
   return {checkpoint.model.config.to_json(), tensors_of(checkpoint.model), checkpoint.ignored};
+}
+
+Loaded load_checkpoint(const std::string& path) { return loaded(dpt::load_checkpoint(path)); }
+
+Loaded recognize(const std::map<std::string, Tensor>& tensors, const std::string& origin) {
+  return loaded(dpt::recognize(tensors, origin));
 }
 
 std::tuple<std::map<std::string, Tensor>, std::vector<std::string>> load_encoder(
@@ -70,9 +77,7 @@ std::tuple<std::map<std::string, Tensor>, std::vector<std::string>> load_encoder
   return {tensors_of(model), std::move(unused)};
 }
 
-std::vector<std::string> save_checkpoint(const std::string& config,
-                                         const std::map<std::string, Tensor>& tensors,
-                                         const std::string& folder, const std::string& layout) {
+Model model_of(const std::string& config, const std::map<std::string, Tensor>& tensors) {
   Model model(Config::from_json(config));
   dpt::for_each_tensor(model, [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
     const auto found = tensors.find(name);
@@ -82,7 +87,21 @@ std::vector<std::string> save_checkpoint(const std::string& config,
         ", got ", found == tensors.end() ? "none" : c10::str(found->second.sizes()));
     tensor = found->second;
   });
-  return dpt::save_checkpoint(model, folder, dpt::parse_layout(layout));
+  return model;
+}
+
+std::vector<std::string> save_checkpoint(const std::string& config,
+                                         const std::map<std::string, Tensor>& tensors,
+                                         const std::string& folder, const std::string& layout) {
+  return dpt::save_checkpoint(model_of(config, tensors), folder, dpt::parse_layout(layout));
+}
+
+std::tuple<std::map<std::string, Tensor>, std::vector<std::string>> named_tensors(
+    const std::string& config, const std::map<std::string, Tensor>& tensors,
+    const std::string& layout) {
+  dpt::NamedTensors named =
+      dpt::named_tensors(model_of(config, tensors), dpt::parse_layout(layout));
+  return {{named.tensors.begin(), named.tensors.end()}, std::move(named.zeros)};
 }
 
 std::tuple<std::map<std::string, std::string>, std::map<std::string, Tensor>> read_safetensors(
@@ -123,10 +142,15 @@ PYBIND11_MODULE(_C, m) {
       "First values of a stage's tensors, in the order of spec, from the CPU's default generator.");
   def("load_checkpoint", &load_checkpoint, py::arg("path"),
       "Config, tensors by name, names that were ignored.");
+  def("recognize", &recognize, py::arg("tensors"), py::arg("origin"),
+      "Config, tensors by name, names that were ignored, of a state dict of isl-org's; `origin` is "
+      "named in errors.");
   def("load_encoder", &load_encoder, py::arg("config"), py::arg("path"),
       "Tensors of the encoder by name, names that were not used.");
   def("save_checkpoint", &save_checkpoint, py::arg("config"), py::arg("tensors"), py::arg("folder"),
       py::arg("layout"), "Writes a folder; returns the names that were written as zeros.");
+  def("named_tensors", &named_tensors, py::arg("config"), py::arg("tensors"), py::arg("layout"),
+      "The tensors under the names of a layout, and which of these were added as zeros.");
   def("read_safetensors", &read_safetensors, py::arg("path"),
       "Metadata and tensors of a file, mapped, not copied.");
   def("write_safetensors", &write_safetensors, py::arg("path"), py::arg("tensors"),

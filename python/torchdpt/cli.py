@@ -434,7 +434,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-LAYOUTS = ["torchdpt", "transformers"]
+LAYOUTS = ["torchdpt", "transformers", "isl-org"]
 
 
 def main(arguments: list[str] | None = None) -> int:

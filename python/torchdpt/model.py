@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, cast, ove
 import torch
 from torch import Tensor, nn
 
-from torchdpt import _C
+from torchdpt import _C, checkpoint
 from torchdpt.config import DPTConfig
 from torchdpt.image import ImageProcessor
 from torchdpt.predict import predict
@@ -289,36 +289,56 @@ class DPTModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        path: Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+        local_files_only: bool = False,
     ) -> Self:
         """Load a checkpoint, in eval mode.
 
+        Nothing in a file is run: .pt files are read by `torch.load(weights_only=True)` alone.
+
         Args:
-            path: A folder with config.json and model.safetensors, or such a file. Layouts: ours, and that of
-                transformers' DPTForDepthEstimation with a plain ViT (Intel/dpt-large).
+            path: A folder, a .safetensors, .pt or .pth file, or else the id "owner/name" of a model on the hub.
+                Layouts: ours, that of transformers' DPTForDepthEstimation with a plain ViT (Intel/dpt-large), and the
+                two of isl-org/DPT (docs/checkpoints.md).
             device: Where to put the tensors. Default: torch's default device.
             dtype: Their floating point type. Default: that of the file.
+            revision: Branch, tag or commit, of a hub id. Default: its main branch.
+            cache_dir: Where hub files are kept. Default: the hub's own cache.
+            local_files_only: Look for a hub id in the cache alone.
 
         Raises:
-            ValueError: if the file is damaged, or tensors are missing, unexpected or of another shape; the names are
-                listed.
+            ValueError: if there is no such file or model; the file is damaged or wants to run code; or tensors are
+                missing, unexpected or of another shape, with their names.
+            ConnectionError: if the hub cannot be reached, and its cache does not have the model.
         """
-        config, tensors, ignored = _C.load_checkpoint(os.fspath(path))
+        found = checkpoint.find(path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+        config, tensors, ignored = checkpoint.read(found)
         if ignored:
             _log.info("%s: ignored tensors that the network never runs: %s", path, ", ".join(ignored))
         model = cls(DPTConfig.from_json(config), device="meta")
         model.load_state_dict(tensors, assign=True)
-        model.processor = ImageProcessor.from_folder(path if os.path.isdir(path) else os.path.dirname(path))
+        model.processor = ImageProcessor.from_folder(found if os.path.isdir(found) else os.path.dirname(found))
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 
-    def save_pretrained(self, folder: Path, layout: Literal["torchdpt", "transformers"] = "torchdpt") -> list[str]:
-        """Write config.json, model.safetensors and preprocessor_config.json into a folder, which is created.
+    def save_pretrained(
+        self, folder: Path, layout: Literal["torchdpt", "transformers", "isl-org"] = "torchdpt"
+    ) -> list[str]:
+        """Write config.json and model.safetensors, or isl-org's model.pt, into a folder, which is created.
+
+        preprocessor_config.json is written beside them.
 
         Each file is written to a temporary name first, so none is ever half there.
 
         Args:
             folder: Where to write.
-            layout: "torchdpt", or "transformers" for `DPTForDepthEstimation.from_pretrained`.
+            layout: "torchdpt"; "transformers" for `DPTForDepthEstimation.from_pretrained`; or "isl-org" for the code of
+                isl-org/DPT, release 1_0.
 
         Returns:
             Names of tensors that the layout declares and the network never runs: they are written as zeros.
@@ -336,7 +356,11 @@ class DPTModel(nn.Module):
                 for (holder, leaf), value in values:
                     path = [name, names[holder], leaf] if names[holder] else [name, leaf]
                     tensors[".".join(path)] = value.detach()
-        zeros = _C.save_checkpoint(self.config.to_json(), tensors, os.fspath(folder), layout)
+        if layout == "isl-org":
+            named, zeros = _C.named_tensors(self.config.to_json(), tensors, layout)
+            checkpoint.save_state_dict(named, os.fspath(folder))
+        else:
+            zeros = _C.save_checkpoint(self.config.to_json(), tensors, os.fspath(folder), layout)
         self.processor.save(folder)
         return zeros
 

@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 
+#include "dpt/io/safetensors.h"
 #include "dpt/module.h"
 
 namespace {
@@ -156,6 +157,67 @@ TEST(DPTModel, SeedDecidesTheFirstValues) {
   const dpt::DPTModel third(small());
   EXPECT_TRUE(torch::equal(first->parameters()[0], second->parameters()[0]));
   EXPECT_FALSE(torch::equal(first->parameters()[0], third->parameters()[0]));
+}
+
+std::map<std::string, dpt::Tensor> isl_org_tensors(const dpt::Config& config) {
+  dpt::Model model(config);
+  dpt::initialize(model);
+  const dpt::NamedTensors named = dpt::named_tensors(model, dpt::Layout::kIslOrg);
+  return {named.tensors.begin(), named.tensors.end()};
+}
+
+dpt::Config small_published() {
+  return {.image_size = 32,
+          .width = 64,
+          .heads = 1,
+          .mlp_width = 32,
+          .channels = {8, 8, 8, 8},
+          .features = 8};
+}
+
+TEST(Checkpoint, RecognizesIslOrgByNamesAndShapes) {
+  for (const bool distilled : {false, true}) {
+    dpt::Config config = small_published();
+    config.distilled = distilled;
+    config.fusion_norm = distilled ? dpt::FusionNorm::kBatch : dpt::FusionNorm::kNone;
+    const auto tensors = isl_org_tensors(config);
+    const dpt::Checkpoint checkpoint = dpt::recognize(tensors, "x.pt");
+    EXPECT_EQ(checkpoint.model.config, config);
+    EXPECT_EQ(checkpoint.layout, dpt::Layout::kIslOrg);
+    // norm and head; two convolutions of unit 1, with the seven tensors of batch normalisation less
+    // the bias
+    EXPECT_EQ(checkpoint.ignored.size(), distilled ? 2 + 4 + 2 * (1 + 5) : 2 + 2 + 4);
+    EXPECT_TRUE(
+        checkpoint.model.head.conv1.weight.equal(tensors.at("scratch.output_conv.0.weight")));
+    EXPECT_TRUE(checkpoint.model.head.conv1.weight.requires_grad());
+  }
+}
+
+TEST(Checkpoint, RecognizesSafetensorsOfIslOrgWithoutConfig) {
+  const TemporaryFolder folder;
+  std::filesystem::create_directories(folder.path);
+  const auto tensors = isl_org_tensors(small_published());
+  const std::string path = (folder.path / "model.safetensors").string();
+  dpt::write_safetensors(path, {tensors.begin(), tensors.end()}, {});
+  EXPECT_EQ(dpt::load_checkpoint(path).model.config, small_published());
+  EXPECT_EQ(dpt::load_checkpoint(folder.path.string()).layout, dpt::Layout::kIslOrg);
+}
+
+TEST(Checkpoint, NamesTheNetworkThatItDoesNotHave) {
+  auto tensors = isl_org_tensors(small_published());
+  tensors.emplace("pretrained.model.patch_embed.backbone.stem.conv.weight", at::zeros({1}));
+  EXPECT_THROW(dpt::recognize(tensors, "x.pt"), c10::ValueError);
+  EXPECT_THROW(dpt::recognize({{"a", at::zeros({1})}}, "x.pt"), c10::ValueError);
+  EXPECT_THROW(dpt::recognize({}, "x.pt"), c10::ValueError);
+}
+
+TEST(Checkpoint, IslOrgFilesAreWrittenByPython) {
+  const TemporaryFolder folder;
+  dpt::Model model(small_published());
+  dpt::initialize(model);
+  EXPECT_THROW(dpt::save_checkpoint(model, folder.path.string(), dpt::Layout::kIslOrg),
+               c10::ValueError);
+  EXPECT_FALSE(std::filesystem::exists(folder.path));
 }
 
 }  // namespace

@@ -24,10 +24,12 @@ CPP = {
     "dpt/model": {"dpt/config", "dpt/encoder", "dpt/decoder"},
     "dpt/io/names": {"dpt/config"},
     "dpt/io/transformers_config": {"dpt/config"},
+    "dpt/io/isl_org": {"dpt/io/names", "dpt/config"},
     "dpt/io/checkpoint": {
         "dpt/model",
         "dpt/io/names",
         "dpt/io/transformers_config",
+        "dpt/io/isl_org",
         "dpt/io/safetensors",
         "dpt/io/atomic_file",
     },
@@ -44,7 +46,8 @@ PYTHON = {
     "image": {"files"},
     "prediction": {"colormaps", "files"},
     "predict": {"image", "prediction", "model"},  # the model's type alone
-    "model": {"config", "image", "predict", "prediction", "_C"},
+    "checkpoint": {"_C"},
+    "model": {"config", "checkpoint", "image", "predict", "prediction", "_C"},
     "export": {"model"},
     "cli": {"_build", "export", "model", "predict", "prediction"},
 }

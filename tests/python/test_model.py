@@ -382,7 +382,7 @@ def test_file_and_config_that_do_not_belong_together(tmp_path):
     [
         (lambda folder: folder / "nowhere", "'.*nowhere' does not exist; pass a folder with config.json"),
         (lambda folder: folder, "has no model.safetensors; pass the folder that save_pretrained wrote"),
-        (lambda folder: folder / "weights.pt", "wanted a folder or a .safetensors file, got '.*weights.pt'"),
+        (lambda folder: folder / "weights.bin", "wanted a folder or a .safetensors file, got '.*weights.bin'"),
         (
             lambda folder: folder / "text.safetensors",
             "header: wanted a length of at most .*the file is damaged",
@@ -394,7 +394,7 @@ def test_file_and_config_that_do_not_belong_together(tmp_path):
     ],
 )
 def test_bad_path_raises(tmp_path, make, message):
-    (tmp_path / "weights.pt").touch()
+    (tmp_path / "weights.bin").touch()
     (tmp_path / "text.safetensors").write_text("This is no file of tensors.")
     (tmp_path / "empty.safetensors").touch()
     with pytest.raises(ValueError, match=message):
@@ -402,7 +402,7 @@ def test_bad_path_raises(tmp_path, make, message):
 
 
 def test_unknown_layout_raises(tmp_path):
-    with pytest.raises(ValueError, match="layout must be 'torchdpt' or 'transformers', got 'timm'"):
+    with pytest.raises(ValueError, match="layout must be 'torchdpt', 'transformers' or 'isl-org', got 'timm'"):
         DPTModel(NARROW).save_pretrained(tmp_path / "out", layout="timm")
     assert not (tmp_path / "out").exists()
 

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "dpt/io/atomic_file.h"
+#include "dpt/io/isl_org.h"
 #include "dpt/io/names.h"
 #include "dpt/io/safetensors.h"
 #include "dpt/io/transformers_config.h"
@@ -25,7 +26,7 @@ constexpr const char* kZerosKey = "torchdpt.written_as_zeros";
 
 struct Source {
   std::string tensor_file;
-  Safetensors file;
+  std::map<std::string, Tensor> tensors{};
   Config config{};
   Layout layout = Layout::kTorchdpt;
   NameTable names{};
@@ -67,28 +68,39 @@ void parse_config(const std::string& text, const std::string& origin, Source& so
   }
 }
 
+void recognize_config(Source& source) {
+  const IslOrgConfig theirs =
+      parse_isl_org(source.tensors, "load_checkpoint: '" + source.tensor_file + "'");
+  source.config = theirs.config;
+  source.layout = Layout::kIslOrg;
+  source.names = *theirs.names;
+}
+
 Source open_source(const std::string& path) {
   const bool folder = fs::is_directory(path);
   TORCH_CHECK_VALUE(folder || fs::exists(path), "load_checkpoint: '", path,
                     "' does not exist; pass a folder with ", kConfigFile, " and ", kTensorFile,
                     ", or a .safetensors file");
   TORCH_CHECK_VALUE(folder || fs::path(path).extension() == ".safetensors",
-                    "load_checkpoint: wanted a folder or a .safetensors file, got '", path, "'");
+                    "load_checkpoint: wanted a folder or a .safetensors file, got '", path,
+                    "'; Python's DPTModel.from_pretrained reads .pt files and saves them as such");
   const fs::path tensor_file = folder ? fs::path(path) / kTensorFile : fs::path(path);
   const fs::path config_file = tensor_file.parent_path() / kConfigFile;
   TORCH_CHECK_VALUE(
       fs::exists(tensor_file), "load_checkpoint: the folder '", path, "' has no ", kTensorFile,
       "; pass the folder that save_pretrained wrote, or the .safetensors file itself");
-  Source source{.tensor_file = tensor_file.string(),
-                .file = read_safetensors(tensor_file.string())};
-  const auto embedded = source.file.metadata.find(kConfigKey);
+  Safetensors file = read_safetensors(tensor_file.string());
+  Source source{.tensor_file = tensor_file.string(), .tensors = std::move(file.tensors)};
+  const auto embedded = file.metadata.find(kConfigKey);
   if (fs::exists(config_file)) {
     parse_config(read_text(config_file), config_file.string(), source);
-  } else {
-    TORCH_CHECK_VALUE(embedded != source.file.metadata.end(), "load_checkpoint: '",
-                      tensor_file.string(), "' names no config, and there is no ", kConfigFile,
-                      " beside it; put the config.json it was published with into the same folder");
+  } else if (embedded != file.metadata.end()) {
     parse_config(embedded->second, tensor_file.string(), source);
+  } else {
+    TORCH_CHECK_VALUE(is_isl_org(source.tensors), "load_checkpoint: '", tensor_file.string(),
+                      "' names no config, and there is no ", kConfigFile,
+                      " beside it; put the config.json it was published with into the same folder");
+    recognize_config(source);
   }
   return source;
 }
@@ -111,8 +123,8 @@ struct Loader {
     std::vector<Tensor> parts;
     std::string where;
     for (const std::string& theirs : source.names.names_of(name)) {
-      const auto found = source.file.tensors.find(theirs);
-      if (found == source.file.tensors.end()) {
+      const auto found = source.tensors.find(theirs);
+      if (found == source.tensors.end()) {
         missing.push_back(theirs);
         continue;
       }
@@ -131,7 +143,9 @@ struct Loader {
     TORCH_CHECK_VALUE(at::IntArrayRef(shape) == at::IntArrayRef(info.shape), "load_checkpoint: '",
                       source.tensor_file, "': tensor '", where, "' has shape ",
                       at::IntArrayRef(shape), ", the config wants ", at::IntArrayRef(info.shape),
-                      "; the file and its config.json do not belong together");
+                      source.layout == Layout::kIslOrg
+                          ? ", which it has by the shapes of other tensors of the file"
+                          : "; the file and its config.json do not belong together");
     TORCH_CHECK_VALUE(at::isFloatingType(parts[0].scalar_type()) == at::isFloatingType(info.dtype),
                       "load_checkpoint: '", source.tensor_file, "': tensor '", where,
                       "' has dtype ", parts[0].scalar_type(), ", wanted ",
@@ -143,7 +157,7 @@ struct Loader {
   // The names that were not taken.
   std::vector<std::string> rest() const {
     std::vector<std::string> names;
-    for (const auto& [name, tensor] : source.file.tensors) {
+    for (const auto& [name, tensor] : source.tensors) {
       if (!taken.contains(name)) names.push_back(name);
     }
     return names;
@@ -157,21 +171,13 @@ struct Loader {
   }
 };
 
-}  // namespace
-
-std::string_view to_string(Layout layout) {
-  return layout == Layout::kTorchdpt ? "torchdpt" : "transformers";
+std::vector<std::string> keys_of(const std::map<std::string, Tensor>& tensors) {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors) names.push_back(name);
+  return names;
 }
 
-Layout parse_layout(std::string_view name) {
-  for (const Layout layout : {Layout::kTorchdpt, Layout::kTransformers}) {
-    if (name == to_string(layout)) return layout;
-  }
-  TORCH_CHECK_VALUE(false, "layout must be 'torchdpt' or 'transformers', got '", name, "'");
-}
-
-Checkpoint load_checkpoint(const std::string& path) {
-  const Source source = open_source(path);
+Checkpoint read(const Source& source) {
   Checkpoint checkpoint{.model = Model(source.config), .layout = source.layout};
   Loader loader{source};
   for_each_tensor(checkpoint.model,
@@ -184,6 +190,61 @@ Checkpoint load_checkpoint(const std::string& path) {
   }
   loader.refuse(unexpected);
   return checkpoint;
+}
+
+// Refuses a model that a reader of the layout, which finds no config in it, would take for another.
+void check_isl_org(const Config& config,
+                   const std::vector<std::pair<std::string, Tensor>>& tensors) {
+  const std::string origin = "save_checkpoint: layout 'isl-org'";
+  Config recognized = parse_isl_org({tensors.begin(), tensors.end()}, origin).config;
+  // transformers has 1e-12 for weights that were trained with 1e-6; both lose to rounding.
+  if (config.layer_norm_eps <= recognized.layer_norm_eps) {
+    recognized.layer_norm_eps = config.layer_norm_eps;
+  }
+  const json::Value ours = json::parse(config.to_json());
+  const json::Value theirs = json::parse(recognized.to_json());
+  for (const auto& [name, value] : ours.as_object()) {
+    const json::Value& other = *theirs.find(name);
+    TORCH_CHECK_VALUE(value == other, origin, " holds no config, and a reader would take ", name,
+                      " for ", json::dump(other), ", where this model has ", json::dump(value),
+                      "; use layout 'torchdpt'");
+  }
+}
+
+}  // namespace
+
+std::string_view to_string(Layout layout) {
+  constexpr std::string_view kNames[] = {"torchdpt", "transformers", "isl-org"};
+  return kNames[static_cast<size_t>(layout)];
+}
+
+Layout parse_layout(std::string_view name) {
+  for (const Layout layout : {Layout::kTorchdpt, Layout::kTransformers, Layout::kIslOrg}) {
+    if (name == to_string(layout)) return layout;
+  }
+  TORCH_CHECK_VALUE(false, "layout must be 'torchdpt', 'transformers' or 'isl-org', got '", name,
+                    "'");
+}
+
+Checkpoint load_checkpoint(const std::string& path) { return read(open_source(path)); }
+
+Checkpoint recognize(const std::map<std::string, Tensor>& tensors, const std::string& origin) {
+  TORCH_CHECK_VALUE(is_isl_org(tensors), "load_checkpoint: '", origin,
+                    "' names no config, and its tensors are not called as isl-org calls them "
+                    "(pretrained.model.cls_token), but [",
+                    listed(keys_of(tensors)),
+                    "]; make the model with its DPTConfig and call load_state_dict, or pass the "
+                    "folder with config.json and model.safetensors that it was published with");
+  Source source{.tensor_file = origin};
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK_VALUE(tensor.defined() && tensor.layout() == at::kStrided &&
+                          tensor.device().is_cpu() && !tensor.is_quantized(),
+                      "load_checkpoint: '", origin, "': tensor '", name,
+                      "' must be dense and on the CPU");
+    source.tensors.emplace(name, tensor.detach());
+  }
+  recognize_config(source);
+  return read(source);
 }
 
 std::vector<std::string> load_encoder(Model& model, const std::string& path) {
@@ -210,49 +271,75 @@ std::vector<std::string> load_encoder(Model& model, const std::string& path) {
   return loader.rest();
 }
 
-std::vector<std::string> save_checkpoint(const Model& model, const std::string& folder,
-                                         Layout layout) {
-  const bool theirs = layout == Layout::kTransformers;
-  // Refuses what the layout cannot express, before anything is written.
-  const std::string config =
-      theirs ? to_transformers_config(model.config) : model.config.to_json(2) + "\n";
-  const NameTable& names = theirs ? transformers_names() : torchdpt_names();
-
-  std::vector<std::pair<std::string, Tensor>> tensors;
+NamedTensors named_tensors(const Model& model, Layout layout) {
+  const NameTable& names = layout == Layout::kTransformers ? transformers_names()
+                           : layout == Layout::kIslOrg     ? isl_org_names()
+                                                           : torchdpt_names();
+  NamedTensors named;
   const auto add = [&](const std::string& name, const Tensor& tensor) {
     const std::vector<std::string> parts = names.names_of(name);
     TORCH_INTERNAL_ASSERT(!parts.empty(), "no name for ", name);
     const std::vector<Tensor> split =
         parts.size() == 1 ? std::vector<Tensor>{tensor}
                           : tensor.detach().chunk(static_cast<int64_t>(parts.size()), 0);
-    for (size_t i = 0; i < parts.size(); ++i) tensors.emplace_back(parts[i], split[i]);
+    for (size_t i = 0; i < parts.size(); ++i) named.tensors.emplace_back(parts[i], split[i]);
   };
   Model copy = model;  // handles, not data
   for_each_tensor(
       copy, [&](const std::string& name, Tensor& tensor, const TensorInfo&) { add(name, tensor); });
+  if (layout == Layout::kTorchdpt) return named;
+  if (layout == Layout::kIslOrg) check_isl_org(model.config, named.tensors);
 
-  std::vector<std::string> zeros;
+  const size_t used = named.tensors.size();
+  const auto options = model.head.conv1.weight.options().device(at::kCPU).requires_grad(false);
+  const auto add_zeros = [&](const std::string& theirs, at::IntArrayRef shape) {
+    named.tensors.emplace_back(theirs, at::zeros(shape, options));
+  };
+  const int64_t width = model.config.width;
+  if (layout == Layout::kTransformers) {
+    for (const char* leaf : {"weight", "bias"}) {
+      add_zeros(std::string("dpt.layernorm.") + leaf, {width});
+    }
+  } else {
+    // timm's ViT has a final norm and classifies the 1000 classes of ImageNet.
+    add_zeros("pretrained.model.norm.weight", {width});
+    add_zeros("pretrained.model.norm.bias", {width});
+    std::vector<std::string> heads{"pretrained.model.head"};
+    if (model.config.distilled) heads.push_back("pretrained.model.head_dist");
+    for (const std::string& head : heads) {
+      add_zeros(head + ".weight", {1000, width});
+      add_zeros(head + ".bias", {1000});
+    }
+  }
+  // The unit that the coarsest level lacks has the shape of any other.
+  ResidualConvUnit unit = copy.fusion.blocks[0].unit1;
+  for_each_tensor(
+      unit,
+      [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
+        add(name, at::zeros(info.shape, tensor.options().device(at::kCPU).requires_grad(false)));
+      },
+      "fusion.3.unit1.");
+  for (size_t i = used; i < named.tensors.size(); ++i) {
+    named.zeros.push_back(named.tensors[i].first);
+  }
+  return named;
+}
+
+std::vector<std::string> save_checkpoint(const Model& model, const std::string& folder,
+                                         Layout layout) {
+  TORCH_CHECK_VALUE(layout != Layout::kIslOrg,
+                    "save_checkpoint: the files of isl-org are pickles, which Python's "
+                    "save_pretrained(folder, layout=\"isl-org\") writes; save in layout 'torchdpt' "
+                    "here and convert it there");
+  const bool theirs = layout == Layout::kTransformers;
+  // Refuses what the layout cannot express, before anything is written.
+  const std::string config =
+      theirs ? to_transformers_config(model.config) : model.config.to_json(2) + "\n";
+  const NamedTensors named = named_tensors(model, layout);
   std::map<std::string, std::string> metadata{{"format", "pt"}};
   if (theirs) {
-    const size_t used = tensors.size();
-    const auto options = model.head.conv1.weight.options().device(at::kCPU).requires_grad(false);
-    for (const char* leaf : {"weight", "bias"}) {
-      tensors.emplace_back(std::string("dpt.layernorm.") + leaf,
-                           at::zeros({model.config.width}, options));
-    }
-    // The unit that the coarsest level lacks has the shape of any other.
-    ResidualConvUnit unit = copy.fusion.blocks[0].unit1;
-    for_each_tensor(
-        unit,
-        [&](const std::string& name, Tensor& tensor, const TensorInfo& info) {
-          add(name, at::zeros(info.shape, tensor.options().device(at::kCPU).requires_grad(false)));
-        },
-        "fusion.3.unit1.");
     std::string list;
-    for (size_t i = used; i < tensors.size(); ++i) {
-      zeros.push_back(tensors[i].first);
-      list += (list.empty() ? "" : ",") + tensors[i].first;
-    }
+    for (const std::string& name : named.zeros) list += (list.empty() ? "" : ",") + name;
     metadata.emplace(kZerosKey, list);
   } else {
     metadata.emplace(kConfigKey, model.config.to_json());
@@ -263,11 +350,11 @@ std::vector<std::string> save_checkpoint(const Model& model, const std::string& 
   TORCH_CHECK_VALUE(!error && fs::is_directory(folder),
                     "save_checkpoint: could not create the folder '", folder, "' (",
                     error.message(), "); check the path and its permissions");
-  write_safetensors((fs::path(folder) / kTensorFile).string(), tensors, metadata);
+  write_safetensors((fs::path(folder) / kTensorFile).string(), named.tensors, metadata);
   AtomicFile file((fs::path(folder) / kConfigFile).string(), "save_checkpoint");
   file.write(config);
   file.commit();
-  return zeros;
+  return named.zeros;
 }
 
 }  // namespace dpt

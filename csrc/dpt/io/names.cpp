@@ -25,9 +25,49 @@ std::optional<int> match(const std::string& pattern, const std::string& name) {
 }
 
 std::string expand(std::string pattern, int index) {
-  const size_t mark = pattern.find_first_of("#~");
+  const size_t mark = pattern.find_first_of("#~+");
   if (mark == std::string::npos) return pattern;
-  return pattern.replace(mark, 1, std::to_string(pattern[mark] == '#' ? index : 3 - index));
+  const int theirs = pattern[mark] == '#' ? index : pattern[mark] == '~' ? 3 - index : index + 1;
+  return pattern.replace(mark, 1, std::to_string(theirs));
+}
+
+// The layouts of isl-org differ in the three layers of reassemble alone.
+NameTable isl_org_table(const char* read, const char* project, const char* resample) {
+  return {
+      .rules =
+          {
+              {"encoder.cls_token", {"pretrained.model.cls_token"}},
+              {"encoder.dist_token", {"pretrained.model.dist_token"}},
+              {"encoder.pos_embed", {"pretrained.model.pos_embed"}},
+              {"encoder.patch_embed", {"pretrained.model.patch_embed.proj"}},
+              {"encoder.blocks.#.norm1", {"pretrained.model.blocks.#.norm1"}},
+              {"encoder.blocks.#.attn.qkv", {"pretrained.model.blocks.#.attn.qkv"}},
+              {"encoder.blocks.#.attn.proj", {"pretrained.model.blocks.#.attn.proj"}},
+              {"encoder.blocks.#.norm2", {"pretrained.model.blocks.#.norm2"}},
+              {"encoder.blocks.#.mlp.fc1", {"pretrained.model.blocks.#.mlp.fc1"}},
+              {"encoder.blocks.#.mlp.fc2", {"pretrained.model.blocks.#.mlp.fc2"}},
+              {"reassemble.#.read.project", {read}},
+              {"reassemble.#.project", {project}},
+              {"reassemble.#.resample", {resample}},
+              {"fusion.#.input", {"scratch.layer+_rn"}},
+              {"fusion.#.unit1.conv1", {"scratch.refinenet+.resConfUnit1.conv1"}},
+              {"fusion.#.unit1.conv2", {"scratch.refinenet+.resConfUnit1.conv2"}},
+              {"fusion.#.unit1.norm1", {"scratch.refinenet+.resConfUnit1.bn1"}},
+              {"fusion.#.unit1.norm2", {"scratch.refinenet+.resConfUnit1.bn2"}},
+              {"fusion.#.unit2.conv1", {"scratch.refinenet+.resConfUnit2.conv1"}},
+              {"fusion.#.unit2.conv2", {"scratch.refinenet+.resConfUnit2.conv2"}},
+              {"fusion.#.unit2.norm1", {"scratch.refinenet+.resConfUnit2.bn1"}},
+              {"fusion.#.unit2.norm2", {"scratch.refinenet+.resConfUnit2.bn2"}},
+              {"fusion.#.project", {"scratch.refinenet+.out_conv"}},
+              {"head.conv1", {"scratch.output_conv.0"}},
+              {"head.conv2", {"scratch.output_conv.2"}},
+              {"head.conv3", {"scratch.output_conv.4"}},
+          },
+      // The final norm and the classifiers of the encoder, and the residual unit of the coarsest
+      // level, which is called with one argument.
+      .unused = {"pretrained.model.norm", "pretrained.model.head", "pretrained.model.head_dist",
+                 "scratch.refinenet4.resConfUnit1"},
+  };
 }
 
 }  // namespace
@@ -98,6 +138,20 @@ const NameTable& transformers_names() {
       // to work on.
       .unused = {"dpt.layernorm", "neck.fusion_stage.layers.0.residual_layer1"},
   };
+  return kTable;
+}
+
+const NameTable& isl_org_names() {
+  static const NameTable kTable =
+      isl_org_table("pretrained.act_postprocess+.0.project.0", "pretrained.act_postprocess+.3",
+                    "pretrained.act_postprocess+.4");
+  return kTable;
+}
+
+const NameTable& isl_org_scriptable_names() {
+  static const NameTable kTable =
+      isl_org_table("pretrained.readout_oper+.0.project.0", "pretrained.act_postprocess+.0",
+                    "pretrained.act_postprocess+.1");
   return kTable;
 }
 

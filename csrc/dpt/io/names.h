@@ -8,8 +8,8 @@
 
 namespace dpt {
 
-// One of our layers and its name elsewhere. '#' stands for an index, '~' for 3 minus it. Several
-// names: their tensors, one after the other along the first dimension, are ours.
+// One of our layers and its name elsewhere. '#' stands for an index, '~' for 3 minus it, '+' for 1
+// plus it. Several names: their tensors, one after the other along the first dimension, are ours.
 struct NameRule {
   std::string ours;
   std::vector<std::string> theirs;
@@ -31,5 +31,9 @@ struct NameTable {
 const NameTable& torchdpt_names();
 // transformers' DPTForDepthEstimation (convert_dpt_to_pytorch.py).
 const NameTable& transformers_names();
+// isl-org/DPT, release 1_0 (dpt/vit.py, dpt/models.py); MiDaS 3.0 has the same.
+const NameTable& isl_org_names();
+// Its branch dpt_scriptable, where the readout is a module of its own.
+const NameTable& isl_org_scriptable_names();
 
 }  // namespace dpt

@@ -1,0 +1,166 @@
+"""Checkpoints: found in a folder, a file or on the hub; read without running code; written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+import zipfile
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from torchdpt import _C
+
+Path = str | os.PathLike[str]
+
+_PICKLES = (".pt", ".pth")
+_HUB_FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+def find(
+    path: Path, *, revision: str | None = None, cache_dir: Path | None = None, local_files_only: bool = False
+) -> str:
+    """The folder or file that `path` names; a hub id is fetched into the hub's cache. Arguments: `from_pretrained`."""
+    name = os.fspath(path)
+    if os.path.exists(name):
+        return name
+    is_file = name.endswith((".safetensors", *_PICKLES))
+    if isinstance(path, str) and not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _download(name, revision, cache_dir, local_files_only)
+    raise ValueError(
+        f"from_pretrained: {name!r} does not exist; pass a folder with config.json and model.safetensors, a "
+        ".safetensors, .pt or .pth file, or the id of a model on huggingface.co, 'owner/name'"
+    )
+
+
+def _download(name: str, revision: str | None, cache_dir: Path | None, local_files_only: bool) -> str:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    offline = local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            local_files_only=local_files_only,
+            allow_patterns=_HUB_FILES,
+        )
+    except errors.HFValidationError as error:
+        raise ValueError(
+            f"from_pretrained: {name!r} is neither a path that exists nor an id of the hub: {error}"
+        ) from None
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"from_pretrained: the hub's {name!r} has no revision {revision!r}") from error
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"from_pretrained: the hub gives {name!r} only to those who asked for it; ask on its page, then run "
+            "`hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"from_pretrained: {name!r} is neither a folder here nor a model on the hub that you may read; check the "
+            "spelling, or `hf auth login` if it is private"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        if offline:
+            raise ValueError(
+                f"from_pretrained: there is no folder {name!r}, and {where} is not whole in the hub's cache, beyond "
+                "which local_files_only and HF_HUB_OFFLINE do not look; load it once with network, or check cache_dir"
+            ) from error
+        raise _no_network(name, error) from error
+    except Exception as error:  # the kinds of connection errors differ among versions of huggingface_hub
+        raise _no_network(name, error) from error
+    if not os.path.exists(os.path.join(folder, "model.safetensors")):
+        raise ValueError(
+            f"from_pretrained: the hub's {where} has no model.safetensors, the only file of weights that is fetched; "
+            "download another one yourself and pass its path"
+        )
+    return folder
+
+
+def _no_network(name: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"from_pretrained: there is no folder {name!r}, and the hub could not be reached for a model of that name "
+        f"({type(error).__name__}); check the network and HF_ENDPOINT, or pass the path of a folder"
+    )
+
+
+def read(path: str) -> tuple[str, dict[str, Tensor], list[str]]:
+    """Config, tensors by our names, names that were ignored, of a folder or file."""
+    pickled = os.path.join(path, "model.pt")
+    if os.path.isdir(path) and os.path.exists(pickled) and not os.path.exists(os.path.join(path, "model.safetensors")):
+        path = pickled
+    if path.endswith(_PICKLES) and not os.path.isdir(path):
+        return _C.recognize(read_state_dict(path), path)
+    return _C.load_checkpoint(path)
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """The state dict in a .pt file, or of its entry "model" in the checkpoint of a training.
+
+    Only `torch.load(weights_only=True)` reads it, which makes tensors and containers and runs nothing.
+    """
+    try:
+        # Only the zip form can be mapped; files of torch before 1.6 have another.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError as error:
+        raise ValueError(f"from_pretrained: could not read {path!r} ({error}); check its permissions") from error
+    except Exception as error:  # of a damaged file anything may come
+        raise ValueError(f"from_pretrained: {path!r} {_complaint(path, error)}") from None
+    if isinstance(loaded, Mapping) and "optimizer" in loaded and "model" in loaded:
+        loaded = loaded["model"]
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"from_pretrained: {path!r} must hold a state dict, got {type(loaded).__name__}")
+    for name, tensor in loaded.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"from_pretrained: {path!r} must hold a state dict, names and tensors, got {type(tensor).__name__} "
+                f"under {name!r}; save model.state_dict() alone"
+            )
+    return dict(loaded)
+
+
+def _complaint(path: str, error: Exception) -> str:
+    if os.path.getsize(path) == 0:
+        return "is empty; fetch it again"
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    if found:
+        return (
+            f"is a pickle that wants to call {found[1]}, and was refused before it could: a state dict needs no such "
+            "thing. If you trust whoever made it, save its state dict anew where it was made"
+        )
+    if "TorchScript" in str(error):
+        return "is a TorchScript program; wanted a state dict"
+    return f"is damaged or no state dict that torch.save wrote ({type(error).__name__}); fetch it again"
+
+
+def save_state_dict(tensors: Mapping[str, Tensor], folder: str) -> None:
+    """Write model.pt under a temporary name, then rename it."""
+    path = os.path.join(folder, "model.pt")
+    temporary = os.path.join(folder, f".dpt-{uuid.uuid4().hex}.tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if os.path.exists(os.path.join(folder, "model.safetensors")):
+            raise ValueError(
+                f"save_pretrained: {folder!r} holds a model.safetensors, which from_pretrained would read instead of "
+                "model.pt; choose another folder"
+            )
+        # A tensor that is a part of another's memory would take all of it along.
+        owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        owned = {n: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for n, t in owned.items()}
+        with open(temporary, "xb") as file:
+            torch.save(owned, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"save_pretrained: could not write {path!r} ({error}); check the disk and permissions"
+        ) from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
