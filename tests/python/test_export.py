@@ -245,3 +245,29 @@ def test_bad_arguments_raise(tmp_path, name, options, message):
 def test_onnx_of_types_that_runtimes_lack_is_refused(tmp_path, dtype):
     with pytest.raises(ValueError, match=rf"no {dtype} form of these layers; convert with model.float"):
         export(make_model().to(dtype), tmp_path / "model.onnx")
+
+
+# --- torch.export itself ---
+
+
+def test_own_export_has_our_operator_until_it_is_decomposed():
+    program = torch.export.export(make_model(), (torch.rand(1, 3, 64, 64),), strict=False)
+
+    def namespaces(program):
+        targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        return {target.namespace for target in targets if isinstance(target, torch._ops.OpOverload)}
+
+    assert "dpt" in namespaces(program)
+    assert namespaces(program.run_decompositions()) == {"aten"}
+
+
+def test_export_in_train_mode_updates_running_statistics():
+    model = make_model(VARIANT).train()
+    images = torch.rand(2, 3, 64, 64)
+    program = torch.export.export(model, (images,), strict=False).run_decompositions().module()
+    model(images)
+    program(images)
+    got = dict(program.named_buffers())
+    for name, want in model.named_buffers():
+        assert torch.allclose(got[name].double(), want.double(), rtol=1e-5), name
+        assert not torch.equal(want, dict(make_model(VARIANT).named_buffers())[name])

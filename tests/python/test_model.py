@@ -8,6 +8,7 @@ import math
 import pickle
 import shutil
 import threading
+import time
 
 import pytest
 import torch
@@ -1028,3 +1029,24 @@ def test_invalid_field_is_named(fields, message):
 def test_text_that_is_no_config_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         DPTConfig.from_json(text)
+
+
+def test_other_threads_run_during_a_forward_pass():
+    model = DPTModel(DPTConfig.preset("dpt_tiny")).eval()
+    images = torch.rand(1, 3, 384, 384)
+    times = []
+
+    def run():
+        times.append(time.monotonic())
+        with torch.inference_mode():
+            model(images)
+        times.append(time.monotonic())
+
+    thread = threading.Thread(target=run)
+    ticks = []
+    thread.start()
+    while thread.is_alive():
+        ticks.append(time.monotonic())
+        time.sleep(0.001)
+    # With the lock held there would be at most one, before the call.
+    assert sum(times[0] < tick < times[1] for tick in ticks) >= 10
