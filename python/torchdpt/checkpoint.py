@@ -36,13 +36,13 @@ def find(
 
 
 def _download(name: str, revision: str | None, cache_dir: Path | None, local_files_only: bool) -> str:
-    import huggingface_hub
-    from huggingface_hub import errors
+    # `constants` by its own name: huggingface_hub's lazy attributes do not have it.
+    from huggingface_hub import constants, errors, snapshot_download
 
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
-    offline = local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE
+    offline = local_files_only or constants.HF_HUB_OFFLINE
     try:
-        folder = huggingface_hub.snapshot_download(
+        folder = snapshot_download(
             name,
             revision=revision,
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),

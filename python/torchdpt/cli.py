@@ -338,9 +338,12 @@ def bench(args: argparse.Namespace) -> int:
 
 def size(text: str) -> int | tuple[int, int]:
     """384 or 384x512 (height x width)."""
-    sides = tuple(int(part) for part in text.split("x"))
-    if len(sides) > 2:
-        raise ValueError(text)
+    try:
+        sides = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"wanted pixels, N or HEIGHTxWIDTH, got {text!r}")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 

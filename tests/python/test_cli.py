@@ -193,6 +193,23 @@ def test_mistakes_are_one_line_and_status_2(
     assert "Traceback" not in error
 
 
+def test_unknown_model_in_a_fresh_process() -> None:
+    # What looks like a hub id, where no network is; in a process that has imported nothing of the hub's.
+    command = [sys.executable, "-m", "torchdpt.cli", "info", "some/where"]
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 2
+    assert "the hub could not be reached for a model of that name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["100x", "0", "1x2x3", "wide", "-5"])
+def test_bad_sizes_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["predict", "a.png", "--model", "dpt_tiny", f"--input-size={text}"])
+    assert f"wanted pixels, N or HEIGHTxWIDTH, got '{text}'" in capsys.readouterr().err
+
+
 # --- the other commands ---
 
 
