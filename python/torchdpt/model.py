@@ -410,7 +410,7 @@ class DPTModel(nn.Module):
         return (
             type(stage) is kind
             and "forward" not in stage.__dict__
-            and stage.config == self.config
+            and stage.config.to_json() == self.config.to_json()
             and stage.training == self.training
             and not _has_hooks(stage)
         )
