@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,6 +16,7 @@ from torchdpt.colormaps import apply_colormap
 from torchdpt.files import write_atomically
 
 Array = np.ndarray[Any, Any]
+Kind = Literal["relative_inverse_depth", "metric_depth"]
 
 # The format of a file by its ending; "color" is a .png, too.
 _ENDINGS = {".png": "png16", ".npy": "npy", ".npz": "npz", ".pfm": "pfm"}
@@ -28,10 +30,22 @@ class PointCloud:
     Attributes:
         points: float32 [N, 3], x to the right, y down, z forward, in metres where the depth was.
         colors: uint8 [N, 3], RGB, or None.
+
+    Raises:
+        ValueError: if an array is of another shape or type.
     """
 
     points: Array
     colors: Array | None = None
+
+    def __post_init__(self) -> None:
+        points, colors = self.points, self.colors
+        if not isinstance(points, np.ndarray) or points.dtype != np.float32 or points.shape[1:] != (3,):
+            raise ValueError(f"points must be a float32 array [N, 3], got {_describe(points)}")
+        if colors is not None and (
+            not isinstance(colors, np.ndarray) or colors.dtype != np.uint8 or colors.shape != points.shape
+        ):
+            raise ValueError(f"colors must be a uint8 array {list(points.shape)}, as points, got {_describe(colors)}")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a binary PLY file.
@@ -40,7 +54,7 @@ class PointCloud:
             ValueError: if the path does not end in .ply, or there is no such folder.
             OSError: if it cannot be written.
         """
-        if Path(path).suffix != ".ply":
+        if Path(path).suffix.lower() != ".ply":
             raise ValueError(f"path must end in .ply, got {str(path)!r}")
         fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
         header = "ply\nformat binary_little_endian 1.0\n" + f"element vertex {len(self.points)}\n"
@@ -52,7 +66,7 @@ class PointCloud:
         rows = np.empty(len(self.points), dtype=fields)
         for i, (name, _) in enumerate(fields):
             rows[name] = self.points[:, i] if i < 3 else self.colors[:, i - 3]  # type: ignore[index]
-        return write_atomically(path, f"{header}end_header\n".encode() + rows.tobytes())
+        return _write(path, f"{header}end_header\n".encode() + rows.tobytes())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,22 +78,28 @@ class Prediction:
         kind: "relative_inverse_depth": near is large; scale and shift are unknown, so two photographs cannot be
             compared. "metric_depth": the distance along the optical axis; far is large.
         unit: "m" for metric depth, None for relative.
-        image: uint8 [H', W', 3], the photograph, or None. It colours point clouds and the picture in notebooks.
+        image: uint8 [H', W', 3], the photograph, or None. It stands in the picture in notebooks, and colours point
+            clouds if it has the size of `depth`.
 
     Raises:
-        ValueError: if `depth` is of another shape or type, or `unit` does not fit `kind`.
+        ValueError: if `depth` or `image` is of another shape or type, or `unit` does not fit `kind`.
     """
 
     depth: Array
-    kind: Literal["relative_inverse_depth", "metric_depth"] = "relative_inverse_depth"
+    kind: Kind = "relative_inverse_depth"
     unit: Literal["m"] | None = None
     image: Array | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        depth = self.depth
+        depth, image = self.depth, self.image
         if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype != np.float32 or depth.size == 0:
-            what = f"{depth.dtype} {list(depth.shape)}" if isinstance(depth, np.ndarray) else type(depth).__name__
-            raise ValueError(f"depth must be a float32 array [H, W], got {what}; convert it with astype(np.float32)")
+            raise ValueError(
+                f"depth must be a float32 array [H, W], got {_describe(depth)}; convert it with astype(np.float32)"
+            )
+        if image is not None and (
+            not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0
+        ):
+            raise ValueError(f"image must be a uint8 array [H, W, 3], RGB, got {_describe(image)}")
         if self.kind not in ("relative_inverse_depth", "metric_depth"):
             raise ValueError(f"kind must be 'relative_inverse_depth' or 'metric_depth', got {self.kind!r}")
         unit = "m" if self.kind == "metric_depth" else None
@@ -160,7 +180,7 @@ class Prediction:
             format = _ENDINGS[ending]
         if format not in _FORMATS:
             raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}")
-        return write_atomically(path, self._encode(format, colormap))
+        return _write(path, self._encode(format, colormap))
 
     def _encode(self, format: str, colormap: str) -> bytes:
         file = io.BytesIO()
@@ -195,29 +215,30 @@ class Prediction:
         return _png(Image.fromarray(levels), pnginfo=text)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote as 16-bit PNG or NPZ, which say what their numbers mean.
+    def load(cls, path: str | os.PathLike[str], *, kind: Kind | None = None) -> Self:
+        """Read what `save` wrote, except "color". What the file is, its first bytes say.
+
+        Args:
+            path: A 16-bit PNG, NPZ, NPY or PFM file.
+            kind: Of NPY and PFM, which hold numbers alone. Default: "relative_inverse_depth".
 
         Raises:
-            ValueError: if the file is another one.
+            ValueError: if the file is another one, or a PNG or NPZ file says that it is of another kind.
             OSError: if it cannot be read.
         """
-        path = Path(path)
+        data = Path(path).read_bytes()
         try:
-            if path.suffix.lower() == ".npz":
-                with np.load(path, allow_pickle=False) as file:
-                    return cls(file["depth"], kind=str(file["kind"]), unit=str(file["unit"]) or None)  # type: ignore[arg-type]
-            from PIL import Image
-
-            with Image.open(path, formats=["PNG"]) as image:
-                meaning = json.loads(image.info["torchdpt"])
-                levels = np.asarray(image)
-            depth = np.where(levels == 0, np.nan, meaning["offset"] + meaning["scale"] * levels.astype(np.float64))
-            return cls(depth.astype(np.float32), kind=meaning["kind"], unit=meaning["unit"])
-        except FileNotFoundError:
-            raise
+            depth, meaning = _decode(data)
+            prediction = cls(depth, *meaning)
         except Exception as error:  # whatever a damaged file makes of the decoders
-            raise ValueError(f"{path}: not a 16-bit PNG or NPZ file that Prediction.save wrote ({error!r})") from error
+            raise ValueError(
+                f"{path}: not a 16-bit PNG, NPZ, NPY or PFM file that Prediction.save wrote ({error!r})"
+            ) from error
+        if kind is None or kind == prediction.kind:
+            return prediction
+        if meaning:
+            raise ValueError(f"{path} holds {prediction.kind}, got kind={kind!r}; leave kind out")
+        return cls(depth, kind, "m" if kind == "metric_depth" else None)
 
     # --- space ---
 
@@ -234,11 +255,14 @@ class Prediction:
         Args:
             intrinsics: (fx, fy, cx, cy) in pixels of `depth`; the centre of the first pixel is at (0.5, 0.5).
             fov: Instead: the horizontal field of view in degrees; pixels are square and the optical axis is central.
-            scale: Relative inverse depth only: depth = 1 / (scale * value + shift).
+            scale: Relative inverse depth only: depth = 1 / (scale * value + shift). Positive.
             shift: The same. Both must be known from elsewhere: the shape of the cloud depends on them.
 
+        Returns:
+            The points, row by row. Left out, too, are those behind the camera and those too far for float32.
+
         Raises:
-            ValueError: if the camera is missing or given twice, or scale and shift do not fit `kind`.
+            ValueError: if the camera is missing, given twice or impossible, or scale and shift do not fit `kind`.
         """
         height, width = self.depth.shape
         if (intrinsics is None) == (fov is None):
@@ -249,8 +273,10 @@ class Prediction:
             focal = width / 2 / np.tan(np.radians(fov) / 2)
             intrinsics = (focal, focal, width / 2, height / 2)
         assert intrinsics is not None
-        if len(intrinsics) != 4 or not (intrinsics[0] > 0 and intrinsics[1] > 0):
-            raise ValueError(f"point_cloud: intrinsics must be (fx, fy, cx, cy), fx and fy positive, got {intrinsics}")
+        if len(intrinsics) != 4 or not np.isfinite(intrinsics).all() or min(intrinsics[:2]) <= 0:
+            raise ValueError(
+                f"point_cloud: intrinsics must be finite (fx, fy, cx, cy), fx and fy positive, got {intrinsics}"
+            )
         depth, valid = self.depth.astype(np.float64), self.valid
         if self.kind == "relative_inverse_depth":
             if scale is None or shift is None:
@@ -258,17 +284,64 @@ class Prediction:
                     "point_cloud: relative inverse depth has no scale and no shift of its own, and the shape of a "
                     "point cloud depends on both; pass scale= and shift= so that depth = 1 / (scale * value + shift)"
                 )
-            inverse = scale * depth + shift
-            valid = valid & (inverse > 0)
-            depth = 1 / np.where(valid, inverse, 1)
+            if not (np.isfinite([scale, shift]).all() and scale > 0):
+                raise ValueError(
+                    f"point_cloud: scale must be positive, scale and shift finite, got scale={scale}, shift={shift}"
+                )
+            with np.errstate(over="ignore"):  # to infinity, which is left out below
+                inverse = scale * depth + shift
+                valid = valid & (inverse > 0)
+                depth = 1 / np.where(valid, inverse, 1)
         elif scale is not None or shift is not None:
             raise ValueError("point_cloud: metric depth needs no scale and no shift; leave them out")
         fx, fy, cx, cy = intrinsics
         rows, columns = np.nonzero(valid)
         z = depth[valid]
-        points = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            points = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1).astype(np.float32)
+        near = np.isfinite(points).all(axis=1)
         same = self.image is not None and self.image.shape[:2] == self.depth.shape
-        return PointCloud(points.astype(np.float32), self.image[valid] if same else None)  # type: ignore[index]
+        return PointCloud(points[near], self.image[valid][near] if same else None)  # type: ignore[index]
+
+
+def _decode(data: bytes) -> tuple[Array, tuple[Any, ...]]:
+    """The depth in a file, and its (kind, unit), or () where the format does not say."""
+    if data.startswith(b"Pf"):
+        header = re.match(rb"Pf\s(\d+)\s(\d+)\s(-?)[\d.]+\s", data)
+        if header is None:
+            raise ValueError("damaged PFM header")
+        order = "<f4" if header[3] else ">f4"  # a negative scale: little-endian
+        rows = np.frombuffer(data, order, offset=header.end()).reshape(int(header[2]), int(header[1]))
+        return rows[::-1].astype(np.float32), ()
+    if data.startswith(b"\x93NUMPY"):
+        return np.load(io.BytesIO(data), allow_pickle=False), ()
+    if data.startswith(b"PK"):
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return file["depth"], (str(file["kind"]), str(file["unit"]) or None)
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        meaning = json.loads(image.info["torchdpt"])
+        levels = np.asarray(image)
+        if not image.mode.startswith("I"):  # another program kept the text, but not the levels
+            raise ValueError(f"PNG of mode {image.mode}, not of 16-bit gray")
+    depth = np.where(levels == 0, np.nan, meaning["offset"] + meaning["scale"] * levels.astype(np.float64))
+    if meaning["kind"] == "metric_depth":  # rounding must not bring the nearest pixel to zero, which is invalid
+        depth = np.maximum(depth, np.finfo(np.float32).tiny)
+    return depth.astype(np.float32), (meaning["kind"], meaning["unit"])
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _write(path: str | os.PathLike[str], data: bytes) -> Path:
+    try:
+        return write_atomically(path, data)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # write and fsync name no file: a full disk
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
 
 
 def _png(image: Any, **options: Any) -> bytes:

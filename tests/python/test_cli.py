@@ -124,7 +124,10 @@ def test_interrupted_run_leaves_whole_files_and_says_how_to_go_on(checkpoint: st
     out = tmp_path / "out"
     arguments = ["predict", str(tmp_path / "in"), "--model", checkpoint, "--out", str(out), "--batch-size", "1"]
     command = [sys.executable, "-m", "torchdpt.cli", *arguments, "--format", "npy"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs, and so their children, are deaf to SIGINT.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     deadline = time.monotonic() + 60
     while not list(out.glob("[0-9]*.npy")) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import resource
 import struct
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from torchdpt import PointCloud, Prediction
 from torchdpt.colormaps import apply_colormap
@@ -66,6 +67,12 @@ DEGENERATE = {
         ),
         ((np.zeros((2, 2), np.float32), "metric_depth"), "unit of metric_depth must be 'm', got None"),
         ((np.zeros((2, 2), np.float32), "relative_inverse_depth", "m"), "must be None, got 'm'"),
+        (
+            (np.zeros((2, 2), np.float32), "metric_depth", "m", np.zeros((2, 2, 3))),
+            r"image must be a uint8 array \[H, W, 3\], RGB, got float64 \[2, 2, 3\]",
+        ),
+        ((np.zeros((2, 2), np.float32), "metric_depth", "m", np.zeros((2, 2), np.uint8)), r"got uint8 \[2, 2\]"),
+        ((np.zeros((2, 2), np.float32), "metric_depth", "m", "photo.jpg"), "image must be .* got str"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: tuple, message: str) -> None:
@@ -171,15 +178,41 @@ def test_png16_holds_depth_and_its_meaning(tmp_path: Path) -> None:
     assert np.abs(depth - prediction.depth[prediction.valid]).max() <= 0.51 * meaning["scale"]
 
 
-@pytest.mark.parametrize("ending", ["png", "npz"])
+@pytest.mark.parametrize("format", ["png16", "npz", "npy", "pfm"])
 @pytest.mark.parametrize("make", [relative, metric])
-def test_load_reads_what_save_wrote(make, ending: str, tmp_path: Path) -> None:
+def test_load_reads_what_save_wrote(make, format: str, tmp_path: Path) -> None:
     prediction = make()
-    back = Prediction.load(prediction.save(tmp_path / f"depth.{ending}"))
+    path = prediction.save(tmp_path / "depth", format=format)  # no ending: the first bytes say what it is
+    back = Prediction.load(path, kind=prediction.kind if format in ("npy", "pfm") else None)
     assert (back.kind, back.unit) == (prediction.kind, prediction.unit)
     assert np.array_equal(back.valid, prediction.valid)
     got, want = back.depth[back.valid], prediction.depth[prediction.valid]
-    assert np.abs(got - want).max() <= (0.51 * np.ptp(want) / 65534 + 1e-6 if ending == "png" else 0)
+    assert np.abs(got - want).max() <= (0.51 * np.ptp(want) / 65534 + 1e-6 if format == "png16" else 0)
+
+
+def test_load_takes_the_kind_where_the_file_has_none(tmp_path: Path) -> None:
+    for ending in ("npy", "pfm"):
+        path = metric().save(tmp_path / f"depth.{ending}")
+        assert (Prediction.load(path).kind, Prediction.load(path).unit) == ("relative_inverse_depth", None)
+        with pytest.raises(ValueError, match=r"kind must be .* got 'depth'"):
+            Prediction.load(path, kind="depth")
+    path = metric().save(tmp_path / "depth.npz")
+    with pytest.raises(ValueError, match="holds metric_depth, got kind='relative_inverse_depth'; leave kind out"):
+        Prediction.load(path, kind="relative_inverse_depth")
+
+
+def test_load_reads_pfm_of_others(tmp_path: Path) -> None:
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    for header, order in ((b"Pf\n3 2\n-1.000000\n", "<"), (b"Pf 3 2 1.0\n", ">")):
+        (tmp_path / "depth.pfm").write_bytes(header + struct.pack(f"{order}6f", *values))
+        assert Prediction.load(tmp_path / "depth.pfm").depth.tolist() == [[4, 5, 6], [1, 2, 3]]
+
+
+def test_png16_keeps_the_nearest_metric_pixel_valid(tmp_path: Path) -> None:
+    # offset + scale is 0 in float64: 1e-30 is lost beside a step of 1e-4.
+    prediction = Prediction(np.array([[1e-30, 10, np.nan]], np.float32), "metric_depth", "m")
+    back = Prediction.load(prediction.save(tmp_path / "depth.png"))
+    assert back.valid.tolist() == [[True, True, False]]
 
 
 def test_npy_and_npz(tmp_path: Path) -> None:
@@ -233,21 +266,61 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*depth.png'"):
         relative().save(path, format=format)
     assert [file.name for file in tmp_path.iterdir()] == ["depth.png"]
     assert path.read_text() == "old"
 
 
+def test_failed_rename_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "cloud.ply"
+    path.write_text("old")
+
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", source, None, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*cloud.ply'"):
+        metric().point_cloud(fov=60).save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["cloud.ply"]
+    assert path.read_text() == "old"
+
+
+def test_disk_that_fills_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    # The kernel refuses to go on after 1000 bytes, in the middle of the file.
+    prediction = Prediction(RNG.random((99, 99), dtype=np.float32))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*depth.npy'"):
+            prediction.save(tmp_path / "depth.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_files_are_not_loaded(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "plain.png")
+    relative().save(tmp_path / "color.png", format="color")
+    with Image.open(relative().save(tmp_path / "eight.png")) as image:  # its text kept, its levels not
+        text = PngImagePlugin.PngInfo()
+        text.add_text("torchdpt", image.text["torchdpt"])
+    Image.new("L", (4, 4)).save(tmp_path / "eight.png", pnginfo=text)
+    cut = relative().save(tmp_path / "cut.pfm")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (tmp_path / "header.pfm").write_bytes(b"Pf\n3\n")
+    np.save(tmp_path / "double.npy", np.zeros((2, 2)))
+    (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.npz").write_text("text")
     np.savez(tmp_path / "objects.npz", depth=np.array([{}], dtype=object))
-    for name in ("plain.png", "text.npz", "objects.npz"):
-        with pytest.raises(ValueError, match=rf"{name}: not a 16-bit PNG or NPZ file that Prediction.save wrote"):
-            Prediction.load(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
+    for path in list(tmp_path.iterdir()):
+        message = rf"{path.name}: not a 16-bit PNG, NPZ, NPY or PFM file that Prediction.save wrote"
+        with pytest.raises(ValueError, match=message):
+            Prediction.load(path)
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         Prediction.load(tmp_path / "missing.png")
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        Prediction.load(tmp_path)
 
 
 # --- points ---
@@ -291,6 +364,37 @@ def test_relative_depth_needs_scale_and_shift() -> None:
     assert cloud.points[:, 2].tolist() == [2, np.float32(1 / 1.5)]  # 1 / 0 is no point
     with pytest.raises(ValueError, match=r"no scale and no shift of its own.*pass scale= and shift="):
         prediction.point_cloud(fov=60)
+    for scale, shift in ((0, 1), (-1, 9), (np.nan, 0), (1, np.inf)):
+        with pytest.raises(ValueError, match=r"scale must be positive, scale and shift finite, got scale="):
+            prediction.point_cloud(fov=60, scale=scale, shift=shift)
+
+
+def test_points_too_far_for_float32_and_maps_without_depth_give_no_points() -> None:
+    far = Prediction(np.array([[3e38, 1, 3e38]], np.float32), "metric_depth", "m", np.eye(3, dtype=np.uint8)[None])
+    cloud = far.point_cloud(fov=179)
+    assert cloud.points.tolist() == [[0, 0, 1]]
+    assert cloud.colors.tolist() == [[0, 1, 0]]
+    assert len(Prediction(np.ones((1, 3), np.float32)).point_cloud(fov=60, scale=1e-60, shift=0).points) == 0
+    assert len(Prediction(np.full((2, 2), np.nan, np.float32), "metric_depth", "m").point_cloud(fov=60).points) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((2, 3)),), r"points must be a float32 array \[N, 3\], got float64 \[2, 3\]"),
+        ((np.zeros((2, 2), np.float32),), r"got float32 \[2, 2\]"),
+        (([[0, 0, 1]],), "got list"),
+        ((np.zeros((), np.float32),), r"got float32 \[\]"),
+        (
+            (np.zeros((2, 3), np.float32), np.zeros((1, 3), np.uint8)),
+            r"uint8 array \[2, 3\], as points, got uint8 \[1, 3\]",
+        ),
+        ((np.zeros((2, 3), np.float32), np.zeros((2, 3))), r"got float64 \[2, 3\]"),
+    ],
+)
+def test_bad_points_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PointCloud(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +404,8 @@ def test_relative_depth_needs_scale_and_shift() -> None:
         ({"fov": 60, "intrinsics": (1, 1, 1, 1)}, "give either intrinsics"),
         ({"fov": 180}, "fov must be between 0 and 180 degrees, got 180"),
         ({"intrinsics": (0, 1, 1, 1)}, "fx and fy positive"),
+        ({"intrinsics": (1, 1, np.nan, 1)}, "must be finite"),
+        ({"intrinsics": np.eye(3)}, r"must be finite \(fx, fy, cx, cy\)"),
         ({"fov": 60, "scale": 1.0}, "metric depth needs no scale"),
     ],
 )
@@ -311,5 +417,5 @@ def test_bad_cameras_are_refused(options: dict, message: str) -> None:
 def test_ply_ending_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"path must end in .ply"):
         PointCloud(np.zeros((1, 3), np.float32)).save(tmp_path / "cloud.obj")
-    path = PointCloud(np.zeros((0, 3), np.float32)).save(tmp_path / "empty.ply")
+    path = PointCloud(np.zeros((0, 3), np.float32)).save(tmp_path / "empty.PLY")
     assert b"element vertex 0" in path.read_bytes()
