@@ -66,7 +66,7 @@ class PointCloud:
         rows = np.empty(len(self.points), dtype=fields)
         for i, (name, _) in enumerate(fields):
             rows[name] = self.points[:, i] if i < 3 else self.colors[:, i - 3]  # type: ignore[index]
-        return _write(path, f"{header}end_header\n".encode() + rows.tobytes())
+        return write_atomically(path, f"{header}end_header\n".encode() + rows.tobytes())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,7 +180,7 @@ class Prediction:
             format = _ENDINGS[ending]
         if format not in _FORMATS:
             raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}")
-        return _write(path, self._encode(format, colormap))
+        return write_atomically(path, self._encode(format, colormap))
 
     def _encode(self, format: str, colormap: str) -> bytes:
         file = io.BytesIO()
@@ -333,15 +333,6 @@ def _decode(data: bytes) -> tuple[Array, tuple[Any, ...]]:
 
 def _describe(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _write(path: str | os.PathLike[str], data: bytes) -> Path:
-    try:
-        return write_atomically(path, data)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # write and fsync name no file: a full disk
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-        raise
 
 
 def _png(image: Any, **options: Any) -> bytes:
