@@ -57,11 +57,13 @@ std::map<std::string, Tensor> tensors_of(Model& model) {
   return tensors;
 }
 
-// Config, tensors, ignored names.
-using Loaded = std::tuple<std::string, std::map<std::string, Tensor>, std::vector<std::string>>;
+// Layout, config, tensors by our names, ignored tensors by the file's.
+using Loaded = std::tuple<std::string, std::string, std::map<std::string, Tensor>,
+                          std::map<std::string, Tensor>>;
 
 Loaded loaded(dpt::Checkpoint checkpoint) {
-  return {checkpoint.model.config.to_json(), tensors_of(checkpoint.model), checkpoint.ignored};
+  return {std::string(to_string(checkpoint.layout)), checkpoint.model.config.to_json(),
+          tensors_of(checkpoint.model), std::move(checkpoint.ignored)};
 }
 
 Loaded load_checkpoint(const std::string& path) { return loaded(dpt::load_checkpoint(path)); }
@@ -141,10 +143,9 @@ PYBIND11_MODULE(_C, m) {
   def("initial_tensors", &initial_tensors, py::arg("config"), py::arg("stage"),
       "First values of a stage's tensors, in the order of spec, from the CPU's default generator.");
   def("load_checkpoint", &load_checkpoint, py::arg("path"),
-      "Config, tensors by name, names that were ignored.");
+      "Layout, config, tensors by name, ignored tensors by name.");
   def("recognize", &recognize, py::arg("tensors"), py::arg("origin"),
-      "Config, tensors by name, names that were ignored, of a state dict of isl-org's; `origin` is "
-      "named in errors.");
+      "The same, of a state dict of isl-org's; `origin` is named in errors.");
   def("load_encoder", &load_encoder, py::arg("config"), py::arg("path"),
       "Tensors of the encoder by name, names that were not used.");
   def("save_checkpoint", &save_checkpoint, py::arg("config"), py::arg("tensors"), py::arg("folder"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 import zipfile
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchdpt import _C
+from torchdpt.files import open_atomically
 
 Path = str | os.PathLike[str]
 
@@ -89,14 +90,24 @@ def _no_network(name: str, error: Exception) -> ConnectionError:
     )
 
 
-def read(path: str) -> tuple[str, dict[str, Tensor], list[str]]:
-    """Config, tensors by our names, names that were ignored, of a folder or file."""
+class Checkpoint(NamedTuple):
+    """What a folder or file holds: its layout, the config's JSON, tensors by our names, and by their own names those
+    that the network never runs."""
+
+    layout: str
+    config: str
+    tensors: dict[str, Tensor]
+    ignored: dict[str, Tensor]
+
+
+def read(path: str) -> Checkpoint:
+    """Read a folder or file."""
     pickled = os.path.join(path, "model.pt")
     if os.path.isdir(path) and os.path.exists(pickled) and not os.path.exists(os.path.join(path, "model.safetensors")):
         path = pickled
     if path.endswith(_PICKLES) and not os.path.isdir(path):
-        return _C.recognize(read_state_dict(path), path)
-    return _C.load_checkpoint(path)
+        return Checkpoint(*_C.recognize(read_state_dict(path), path))
+    return Checkpoint(*_C.load_checkpoint(path))
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
@@ -141,7 +152,6 @@ def _complaint(path: str, error: Exception) -> str:
 def save_state_dict(tensors: Mapping[str, Tensor], folder: str) -> None:
     """Write model.pt under a temporary name, then rename it."""
     path = os.path.join(folder, "model.pt")
-    temporary = os.path.join(folder, f".dpt-{uuid.uuid4().hex}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
         if os.path.exists(os.path.join(folder, "model.safetensors")):
@@ -152,15 +162,9 @@ def save_state_dict(tensors: Mapping[str, Tensor], folder: str) -> None:
         # A tensor that is a part of another's memory would take all of it along.
         owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         owned = {n: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for n, t in owned.items()}
-        with open(temporary, "xb") as file:
+        with open_atomically(path) as file:
             torch.save(owned, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"save_pretrained: could not write {path!r} ({error}); check the disk and permissions"
         ) from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
 import json
 import os
@@ -32,8 +33,17 @@ def say(text: str) -> None:
 # --- models ---
 
 
-def load_model(name: str, device: str | None = None, dtype: str | None = None) -> DPTModel:
-    """A checkpoint, or a preset with random weights."""
+def is_preset(name: str) -> bool:
+    return name in torchdpt.list_presets() and not os.path.exists(name)
+
+
+def hub_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("revision", "cache_dir", "local_files_only")}
+
+
+def load_model(args: argparse.Namespace, device: str | None = None, dtype: str | None = None) -> DPTModel:
+    """The checkpoint `args.model`, or a preset with random weights."""
+    name: str = args.model
     kind = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -41,11 +51,15 @@ def load_model(name: str, device: str | None = None, dtype: str | None = None) -
         raise ValueError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this torch sees no GPU; `torchdpt doctor` says more")
-    if name in torchdpt.list_presets() and not os.path.exists(name):
+    if is_preset(name):
         say(f"{name} is a preset, with RANDOM weights: the pictures show that the pipeline runs; they are not depth.")
         torch.manual_seed(0)
         return torchdpt.DPTModel(name, device=place, dtype=kind).eval()
-    return torchdpt.DPTModel.from_pretrained(name, device=place, dtype=kind)
+    return torchdpt.DPTModel.from_pretrained(name, device=place, dtype=kind, **hub_options(args))
+
+
+def count_parameters(config: torchdpt.DPTConfig) -> int:
+    return sum(parameter.numel() for parameter in torchdpt.DPTModel(config, device="meta").parameters())
 
 
 def multiply_adds(config: torchdpt.DPTConfig, height: int, width: int) -> int:
@@ -98,14 +112,17 @@ def output_stems(images: list[Path], out: Path) -> list[Path]:
     ]
 
 
+def output_paths(stem: Path, formats: list[str]) -> dict[str, Path]:
+    """The file of each format."""
+    return {name: stem.with_name(stem.name + FORMATS[name]) for name in formats}
+
+
 def save(prediction: Prediction, stem: Path, formats: list[str], colormap: str) -> list[str]:
     stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in formats:
-        path = stem.with_name(stem.name + FORMATS[name])
+    paths = output_paths(stem, formats)
+    for name, path in paths.items():
         prediction.save(path, format=name, colormap=colormap)
-        written.append(str(path))
-    return written
+    return list(map(str, paths.values()))
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -118,13 +135,13 @@ def predict(args: argparse.Namespace) -> int:
     images = find_images(args.images, args.out)
     jobs = dict(zip(images, output_stems(images, args.out), strict=True))
     if args.resume:
-        done = [i for i, stem in jobs.items() if all(stem.with_name(stem.name + FORMATS[f]).exists() for f in formats)]
+        done = [i for i, stem in jobs.items() if all(path.exists() for path in output_paths(stem, formats).values())]
         for image in done:
             del jobs[image]
         say(f"{len(done)} of {len(images)} are there already")
     if not jobs:
         return 0
-    model = load_model(args.model, args.device, args.dtype)
+    model = load_model(args, args.device, args.dtype)
     results = torchdpt.predict_files(
         model, list(jobs), input_size=args.input_size, resize=args.resize, batch_size=args.batch_size
     )
@@ -169,21 +186,44 @@ def show(values: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, values))
     for name, value in values.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if type(value) is int else value
-        print(f"{name:<{width}}  {shown}")
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif type(value) is int:
+            value = f"{value:,}"
+        print(f"{name:<{width}}  {value}")
 
 
 def info(args: argparse.Namespace) -> int:
-    model = load_model(args.model, "cpu")
-    height, width = model.processor.network_size(480, 640)
+    if is_preset(args.model):
+        config = torchdpt.DPTConfig.preset(args.model)
+        processor = torchdpt.ImageProcessor((config.image_size, config.image_size))
+        stored: dict[str, Any] = {"what it is": "a preset: the description of a network, without weights"}
+    else:
+        from torchdpt import checkpoint
+
+        path = checkpoint.find(args.model, **hub_options(args))
+        read = checkpoint.read(path)
+        config = torchdpt.DPTConfig.from_json(read.config)
+        processor = torchdpt.ImageProcessor.from_folder(path if os.path.isdir(path) else os.path.dirname(path))
+        stored = {
+            "what it is": f"a checkpoint in the layout of {read.layout}",
+            "path": path,
+            "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in read.tensors.values()})),
+            "ignored": list(read.ignored) or "none",
+            "ignored parameters": sum(tensor.numel() for tensor in read.ignored.values()),
+        }
+    height, width = processor.network_size(480, 640)
     show(
         {
             "model": args.model,
-            **json.loads(model.config.to_json()),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            **stored,
+            **json.loads(config.to_json()),
+            "preprocessing": dataclasses.asdict(processor),
+            "parameters": count_parameters(config),
             "network input of a 640 x 480 photograph": f"{width} x {height}",
-            "multiply-additions at that size": multiply_adds(model.config, height, width),
+            "multiply-additions at that size": multiply_adds(config, height, width),
         },
         args.json,
     )
@@ -194,9 +234,8 @@ def models(args: argparse.Namespace) -> int:
     rows = {}
     for name in torchdpt.list_presets():
         config = torchdpt.DPTConfig.preset(name)
-        model = torchdpt.DPTModel(config, device="meta")
         rows[name] = {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": count_parameters(config),
             "multiply-additions": multiply_adds(config, config.image_size, config.image_size),
             "size": config.image_size,
         }
@@ -259,7 +298,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    model = torchdpt.DPTModel.from_pretrained(args.model, device="cpu")
+    model = torchdpt.DPTModel.from_pretrained(args.model, device="cpu", **hub_options(args))
     zeros = model.save_pretrained(args.out, layout=args.layout)
     say(f"{args.model} -> {args.out} ({args.layout})")
     if zeros:
@@ -268,7 +307,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    model = load_model(args.model, "cpu")
+    model = load_model(args, "cpu")
     torchdpt.export(model, args.out, size=args.size, dynamic=not args.static)
     say(f"{args.model} -> {args.out} ({os.path.getsize(args.out) / 1e6:.0f} MB)")
     return 0
@@ -287,7 +326,7 @@ def bench(args: argparse.Namespace) -> int:
 
     from torchdpt.predict import resize_depth
 
-    model = load_model(args.model, args.device, args.dtype)
+    model = load_model(args, args.device, args.dtype)
     if args.image:
         data = Path(args.image).read_bytes()
     else:
@@ -373,7 +412,14 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    a_model = "checkpoint (folder, file or hub id), or a preset for random weights"
+    def add_model(sub: argparse.ArgumentParser, name: str, *, preset: str = "", **options: Any) -> None:
+        sub.add_argument(name, help=f"checkpoint (folder, file or hub id){preset}", **options)
+        hub = sub.add_argument_group("models on the hub")
+        hub.add_argument("--revision", help="branch, tag or commit")
+        hub.add_argument("--cache-dir", help="where its files are kept")
+        hub.add_argument("--local-files-only", action="store_true", help="look in the cache alone")
+
+    or_random = ", or a preset for random weights"
 
     def add_json(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -391,7 +437,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("images", nargs="+", help="files, folders (with those below them) or quoted globs").complete = (  # type: ignore[attr-defined]
         shtab.FILE
     )
-    sub.add_argument("--model", required=True, help=a_model)
+    add_model(sub, "--model", preset=or_random, required=True)
     sub.add_argument("--out", type=Path, default=Path("depth"), help="folder of the results (default: depth)")
     sub.add_argument(
         "--format", default="color,png16", help=f"comma-separated, of {', '.join(FORMATS)} (default: color,png16)"
@@ -405,18 +451,18 @@ def build_parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     sub = command("info", info, "what a checkpoint holds", "torchdpt info dpt-large/")
-    sub.add_argument("model", help=a_model)
+    add_model(sub, "model", preset=", or a preset")
     add_json(sub)
 
     sub = command(
         "convert", convert, "write a checkpoint in another layout", "torchdpt convert dpt-large/ mine --layout torchdpt"
     )
-    sub.add_argument("model", help="checkpoint (folder, file or hub id)")
+    add_model(sub, "model")
     sub.add_argument("out", help="folder to write")
     sub.add_argument("--layout", default="torchdpt", choices=LAYOUTS, help="default: torchdpt")
 
     sub = command("export", export, "write ONNX or a torch.export program", "torchdpt export dpt-large/ dpt-large.onnx")
-    sub.add_argument("model", help=a_model)
+    add_model(sub, "model", preset=or_random)
     sub.add_argument("out", help="*.onnx or *.pt2")
     sub.add_argument("--size", type=two_sides, metavar="N|HxW", help="to export for (default: the native size)")
     sub.add_argument("--static", action="store_true", help="fix batch 1 and this size")
@@ -428,7 +474,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     sub = command("bench", bench, "time from file to file, by stage", "torchdpt bench dpt_base --runs 20")
-    sub.add_argument("model", nargs="?", default="dpt_base", help=a_model)
+    add_model(sub, "model", preset=f"{or_random} (default: dpt_base)", nargs="?", default="dpt_base")
     sub.add_argument("--image", help="photograph (default: a synthetic one of 640 x 480)")
     sub.add_argument("--runs", type=int, default=20, help="default: 20")
     sub.add_argument("--warm-up", type=int, default=3, help="default: 3")

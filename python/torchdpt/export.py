@@ -88,14 +88,9 @@ def export(
     if dynamic:
         rows, columns = (patch * torch.export.Dim(name, min=smallest // patch) for name in ("rows", "columns"))
         shapes = {"images": {0: torch.export.Dim("batch"), 2: rows, 3: columns}}
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            program = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
-            program = program.run_decompositions(_decompositions())
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), model._eval_mode():
+        program = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
+        program = program.run_decompositions(_decompositions())
 
     # Written beside the goal, then renamed: a reader never sees half a file.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dpt-export-") as folder:

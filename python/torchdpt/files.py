@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write to a temporary name in the same folder, then rename: a reader never sees half a file.
+@contextlib.contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write, under a temporary name in the same folder; renamed at the end: a reader never sees half a file.
 
     Raises:
         ValueError: if there is no such folder.
@@ -19,8 +23,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
         raise ValueError(f"there is no folder {str(path.parent)!r}; create it first")
     temporary = path.with_name(f".dpt-{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -28,4 +32,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write all of a file; as `open_atomically`."""
+    with open_atomically(path) as file:
+        file.write(data)
+    return Path(path)

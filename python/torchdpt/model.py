@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, cast, overload
 
 import torch
@@ -318,11 +319,11 @@ class DPTModel(nn.Module):
             ConnectionError: if the hub cannot be reached, and its cache does not have the model.
         """
         found = checkpoint.find(path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
-        config, tensors, ignored = checkpoint.read(found)
-        if ignored:
-            _log.info("%s: ignored tensors that the network never runs: %s", path, ", ".join(ignored))
-        model = cls(DPTConfig.from_json(config), device="meta")
-        model.load_state_dict(tensors, assign=True)
+        read = checkpoint.read(found)
+        if read.ignored:
+            _log.info("%s: ignored tensors that the network never runs: %s", path, ", ".join(read.ignored))
+        model = cls(DPTConfig.from_json(read.config), device="meta")
+        model.load_state_dict(read.tensors, assign=True)
         model.processor = ImageProcessor.from_folder(found if os.path.isdir(found) else os.path.dirname(found))
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 
@@ -404,6 +405,18 @@ class DPTModel(nn.Module):
             images, tensors, buffers, self.config.to_json(), self.training, self.encoder._checkpoint()
         )
         return DPTOutput(depth)
+
+    @contextlib.contextmanager
+    def _eval_mode(self) -> Iterator[None]:
+        """Eval mode for a while; every module then has its own mode again."""
+        modes = [(module, module.training) for module in self.modules()]
+        if any(training for _, training in modes):
+            self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def _is_plain(self, stage: nn.Module, kind: type[_Stage]) -> bool:
         """Whether `stage` is as this model made it, so that one call stands for all four."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchdpt.image import Array, ImageProcessor, load_image
 from torchdpt.prediction import Prediction
@@ -35,18 +34,6 @@ class FileResult(NamedTuple):
 class _Item(NamedTuple):
     image: Array  # [H, W, 3]
     input: Tensor  # [3, h, w]
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    if any(training for _, training in modes):
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def processor_for(
@@ -83,7 +70,7 @@ def _predict_batch(
         groups.setdefault(tuple(item.input.shape), []).append(i)
     weight = next(model.parameters())
     predictions: dict[int, Prediction] = {}
-    with torch.inference_mode(), _eval_mode(model):
+    with torch.inference_mode(), model._eval_mode():
         for group in groups.values():
             for start in range(0, len(group), batch_size):
                 batch = group[start : start + batch_size]

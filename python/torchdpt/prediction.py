@@ -18,9 +18,8 @@ from torchdpt.files import write_atomically
 Array = np.ndarray[Any, Any]
 Kind = Literal["relative_inverse_depth", "metric_depth"]
 
-# The format of a file by its ending; "color" is a .png, too.
-_ENDINGS = {".png": "png16", ".npy": "npy", ".npz": "npz", ".pfm": "pfm"}
-_FORMATS = (*_ENDINGS.values(), "color")
+# Format -> ending. The first format of an ending is its default.
+_FORMATS = {"png16": ".png", "npy": ".npy", "npz": ".npz", "pfm": ".pfm", "color": ".png"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,16 +169,18 @@ class Prediction:
             colormap: Of "color".
 
         Raises:
-            ValueError: if ending, format or colour map is unknown, or there is no such folder.
+            ValueError: if ending, format or colour map is unknown, they do not fit, or there is no such folder.
             OSError: if it cannot be written; what was at `path` stays.
         """
+        ending = Path(path).suffix.lower()
         if format is None:
-            ending = Path(path).suffix.lower()
-            if ending not in _ENDINGS:
-                raise ValueError(f"path must end in {', '.join(_ENDINGS)}, got {str(path)!r}; or name a format")
-            format = _ENDINGS[ending]
+            format = next((name for name, theirs in _FORMATS.items() if theirs == ending), None)
+            if format is None:
+                raise ValueError(f"path must end in .png, .npy, .npz or .pfm, got {str(path)!r}")
         if format not in _FORMATS:
             raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}")
+        if ending not in ("", _FORMATS[format]):
+            raise ValueError(f"path of format {format!r} must end in {_FORMATS[format]}, got {str(path)!r}")
         return write_atomically(path, self._encode(format, colormap))
 
     def _encode(self, format: str, colormap: str) -> bytes:

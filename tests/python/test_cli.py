@@ -221,8 +221,36 @@ def test_info(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(capsys.readouterr().out)
     assert values["parameters"] == sum(p.numel() for p in DPTModel(CONFIG).parameters())
     assert values["network input of a 640 x 480 photograph"] == "96 x 64"
+    assert values["what it is"] == "a checkpoint in the layout of torchdpt"
+    assert values["ignored"] == "none"
+    assert values["preprocessing"]["multiple_of"] == 32
     assert cli.main(["info", checkpoint]) == 0
     assert "multiply-additions" in capsys.readouterr().out
+    assert cli.main(["info", "dpt_tiny"]) == 0
+    assert "a preset: the description of a network, without weights" in capsys.readouterr().out
+
+
+def test_info_names_what_a_file_stores_and_never_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zeros = DPTModel(CONFIG.replace(head_features=32)).save_pretrained(tmp_path, layout="transformers")
+    assert cli.main(["info", str(tmp_path), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["what it is"] == "a checkpoint in the layout of transformers"
+    assert values["ignored"] == sorted(zeros)
+    assert values["ignored parameters"] == 2 * 32 + 2 * (9 * 16 * 16 + 16)
+
+
+def test_hub_options_reach_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "models--someone--depth/snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    DPTModel(CONFIG).save_pretrained(folder)
+    (tmp_path / "models--someone--depth/refs").mkdir()
+    (tmp_path / "models--someone--depth/refs/v2").write_text("0" * 40)
+    where = ["--cache-dir", str(tmp_path), "--local-files-only"]
+    assert cli.main(["info", "someone/depth", "--revision", "v2", *where]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert cli.main(["convert", "someone/depth", str(tmp_path / "out"), "--revision", "v2", *where]) == 0
+    assert cli.main(["info", "someone/depth", *where]) == 2  # its main branch is not there
+    assert "is not whole in the hub's cache" in capsys.readouterr().err
 
 
 def test_multiply_additions_are_those_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,10 +46,10 @@ PYTHON = {
     "image": {"files"},
     "prediction": {"colormaps", "files"},
     "predict": {"image", "prediction", "model"},  # the model's type alone
-    "checkpoint": {"_C"},
+    "checkpoint": {"_C", "files"},
     "model": {"config", "checkpoint", "image", "predict", "prediction", "_C"},
     "export": {"model"},
-    "cli": {"_build", "export", "model", "predict", "prediction"},
+    "cli": {"_build", "checkpoint", "export", "model", "predict", "prediction"},
 }
 
 

@@ -244,7 +244,9 @@ def test_color_file_is_the_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("depth.jpg", {}, r"path must end in .png, .npy, .npz, .pfm, got '.*depth.jpg'; or name a format"),
+        ("depth.jpg", {}, r"path must end in .png, .npy, .npz or .pfm, got '.*depth.jpg'"),
+        ("depth.jpg", {"format": "color"}, r"path of format 'color' must end in .png, got '.*depth.jpg'"),
+        ("depth.npy", {"format": "npz"}, r"path of format 'npz' must end in .npz, got '.*depth.npy'"),
         ("depth", {}, "path must end in"),
         ("depth.png", {"format": "exr"}, "format must be one of png16, npy, npz, pfm, color, got 'exr'"),
         ("depth.png", {"format": "color", "colormap": "jet"}, "colormap must be one of"),
@@ -259,16 +261,16 @@ def test_bad_paths_and_formats_are_refused(tmp_path: Path, name: str, options: d
 
 @pytest.mark.parametrize("format", ["png16", "color", "npy", "npz", "pfm"])
 def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch, format: str) -> None:
-    path = tmp_path / "depth.png"
+    path = tmp_path / "depth"
     path.write_text("old")
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*depth.png'"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*depth'"):
         relative().save(path, format=format)
-    assert [file.name for file in tmp_path.iterdir()] == ["depth.png"]
+    assert [file.name for file in tmp_path.iterdir()] == ["depth"]
     assert path.read_text() == "old"
 
 

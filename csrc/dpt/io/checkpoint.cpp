@@ -186,7 +186,11 @@ Checkpoint read(const Source& source) {
                   });
   std::vector<std::string> unexpected;
   for (std::string& name : loader.rest()) {
-    (source.names.is_unused(name) ? checkpoint.ignored : unexpected).push_back(std::move(name));
+    if (source.names.is_unused(name)) {
+      checkpoint.ignored.emplace(name, source.tensors.at(name));
+    } else {
+      unexpected.push_back(std::move(name));
+    }
   }
   loader.refuse(unexpected);
   return checkpoint;

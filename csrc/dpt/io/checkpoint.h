@@ -20,7 +20,7 @@ struct Checkpoint {
   Model model;
   Layout layout;
   // Tensors of the file that belong to its layout and that the network never runs.
-  std::vector<std::string> ignored{};
+  std::map<std::string, Tensor> ignored{};
 };
 
 // `path` is a folder with config.json and model.safetensors, or such a file; a file finds its

@@ -1,0 +1,45 @@
+"""docs/api.md says what the code says, and everything public has a docstring."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from pathlib import Path
+
+import torchdpt
+
+DOCS = Path(__file__).parents[2] / "docs"
+API = runpy.run_path(str(DOCS / "api.py"))
+
+
+def test_api_md_is_what_its_script_writes() -> None:
+    assert (DOCS / "api.md").read_text() == API["render"](), "docs/api.md is out of date; run: python docs/api.py"
+
+
+def test_everything_public_has_a_docstring() -> None:
+    documented = {name: getattr(torchdpt, name) for name in torchdpt.__all__ if callable(getattr(torchdpt, name))}
+    for name, value in list(documented.items()):
+        if inspect.isclass(value):
+            documented |= {f"{name}.{member}": what for member, what in API["members"](value)}
+    assert {"DPTModel.predict", "DPTModel.from_pretrained", "Encoder.forward", "Prediction.valid"} <= documented.keys()
+    # Named tuples and dataclasses without one are given their signature: "Name(field, ...)".
+    missing = [name for name, value in documented.items() if (value.__doc__ or f"{name}(").startswith(f"{name}(")]
+    assert missing == [], "these need docstrings"
+
+
+def test_markdown_keeps_sections_items_and_lines_apart() -> None:
+    doc = f"""Do it.
+
+    Args:
+        size: (height, width), as in
+            depth = {"offset " * 14}+ scale * value.
+        name: Whose.
+
+    Returns:
+        One thing, told
+        on two lines.
+    """
+    first, second = f"- `size`: (height, width), as in depth ={' offset' * 12}", "  offset offset + scale * value."
+    expected = ["Do it.", "", "**Args**", "", first, second, "- `name`: Whose.", ""]
+    expected += ["**Returns**", "", "- One thing, told on two lines."]
+    assert API["markdown"](doc).splitlines() == expected
