@@ -121,7 +121,7 @@ def save(prediction: Prediction, stem: Path, formats: list[str], colormap: str) 
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = output_paths(stem, formats)
     for name, path in paths.items():
-        prediction.save(path, format=name, colormap=colormap)
+        prediction.save(path, format=name, colormap=colormap if name == "color" else None)
     return list(map(str, paths.values()))
 
 
@@ -316,28 +316,16 @@ def export(args: argparse.Namespace) -> int:
 # --- bench ---
 
 
-def bench(args: argparse.Namespace) -> int:
-    import io
-    import statistics
+def time_stages(model: DPTModel, data: bytes, *, warm_up: int, runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each stage, run by run, from the bytes of a photograph to a 16-bit PNG of its size."""
     import tempfile
-
-    import numpy as np
-    from PIL import Image
 
     from torchdpt.predict import resize_depth
 
-    model = load_model(args, args.device, args.dtype)
-    if args.image:
-        data = Path(args.image).read_bytes()
-    else:
-        picture = np.add.outer(np.arange(480), np.arange(640))[:, :, None] * np.array([1, 2, 3]) % 256
-        file = io.BytesIO()
-        Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
-        data = file.getvalue()
     weight = next(model.parameters())
     times: dict[str, list[float]] = {"decode": [], "prepare": [], "network": [], "resize and write": []}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        for run in range(args.warm_up + args.runs):
+        for run in range(warm_up + runs):
             marks = [time.perf_counter()]
             image = torchdpt.load_image(data)
             marks.append(time.perf_counter())
@@ -350,16 +338,38 @@ def bench(args: argparse.Namespace) -> int:
             prediction = torchdpt.Prediction(resize_depth(depth[0], *image.shape[:2]))
             prediction.save(Path(folder) / "depth.png", format="png16")
             marks.append(time.perf_counter())
-            if run >= args.warm_up:
+            if run >= warm_up:
                 for name, begin, end in zip(times, marks, marks[1:], strict=False):
                     times[name].append(1000 * (end - begin))
+    return times
+
+
+def bench(args: argparse.Namespace) -> int:
+    import io
+    import statistics
+
+    import numpy as np
+    from PIL import Image
+
+    model = load_model(args, args.device, args.dtype)
+    if args.image:
+        data = Path(args.image).read_bytes()
+    else:
+        picture = np.add.outer(np.arange(480), np.arange(640))[:, :, None] * np.array([1, 2, 3]) % 256
+        file = io.BytesIO()
+        Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
+        data = file.getvalue()
+    times = time_stages(model, data, warm_up=args.warm_up, runs=args.runs)
     total = statistics.median(map(sum, zip(*times.values(), strict=True)))
     stages = {name: round(statistics.median(values), 3) for name, values in times.items()}
     around = sum(stages.values()) - stages["network"]
+    height, width = torchdpt.load_image(data).shape[:2]
+    rows, columns = model.processor.network_size(height, width)
+    weight = next(model.parameters())
     result = {
         "model": args.model,
-        "image": f"{image.shape[1]} x {image.shape[0]}",
-        "network input": f"{x.shape[3]} x {x.shape[2]}",
+        "image": f"{width} x {height}",
+        "network input": f"{columns} x {rows}",
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -135,7 +135,7 @@ def _from_array(array: Array) -> Array:
         raise ValueError(f"an image must be uint8, uint16 or floating point, got {array.dtype}")
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
-    return array[:, :, :3]
+    return np.ascontiguousarray(array[:, :, :3])  # flipped arrays have strides that torch refuses
 
 
 # --- resizing ---
@@ -161,7 +161,7 @@ class ImageProcessor:
     """From RGB images to the network's input.
 
     Attributes:
-        size: (height, width) that the network's input aims at; one number stands for both.
+        size: (height, width) that the network's input aims at.
         resize: How an image of another shape is brought there. "minimal": keep its aspect ratio and change it as little
             as possible, by that side whose factor is nearer to one (isl-org/DPT); "lower_bound": no side smaller than
             `size`; "upper_bound": no side larger; "exact": `size` whatever the aspect ratio.

@@ -53,6 +53,8 @@ def processor_for(
         return model.processor
     processor = model.processor
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if size is not None and not _is_size(size):
+        raise ValueError(f"input_size must be a side or (height, width) in pixels, got {input_size!r}")
     return dataclasses.replace(
         processor,
         size=processor.size if size is None else size,
@@ -102,10 +104,14 @@ def _uint8(item: _Item) -> Array:
 
 
 def _check(size: tuple[int, int] | None, batch_size: int) -> None:
-    if size is not None and (len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size)):
-        raise ValueError(f"size must be the output's (height, width) in pixels, got {size}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if size is not None and not _is_size(size):
+        raise ValueError(f"size must be the output's (height, width) in pixels, got {size!r}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
 
 
 def predict(
@@ -162,6 +168,8 @@ def predict_files(
     Raises:
         ValueError: if an option is wrong.
     """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise ValueError(f"paths must be a list of paths, got {paths!r} alone")
     _check(size, batch_size)
     processor = processor_for(model, input_size, resize)
     return _each_file(model, iter(paths), processor, size, batch_size)

@@ -112,6 +112,13 @@ class Prediction:
         finite = np.isfinite(self.depth)
         return finite & (self.depth > 0) if self.kind == "metric_depth" else finite
 
+    def __repr__(self) -> str:
+        height, width = self.depth.shape
+        values = self.depth[self.valid]
+        span = f"from {values.min():.4g} to {values.max():.4g}" if values.size else "none valid"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"Prediction({width} x {height} pixels, {self.kind} {span}{unit})"
+
     # --- pictures ---
 
     def colorize(self, colormap: str = "inferno", *, invalid: tuple[int, int, int] = (0, 0, 0)) -> Array:
@@ -157,7 +164,7 @@ class Prediction:
 
     # --- files ---
 
-    def save(self, path: str | os.PathLike[str], *, format: str | None = None, colormap: str = "inferno") -> Path:
+    def save(self, path: str | os.PathLike[str], *, format: str | None = None, colormap: str | None = None) -> Path:
         """Write a file; it is never half there.
 
         Args:
@@ -166,7 +173,7 @@ class Prediction:
                 numbers, kind and unit as JSON in the PNG's text chunk "torchdpt". "npz": depth, valid, kind, unit.
                 "npy": the depth. "pfm": the depth, as MiDaS writes it. "color": `colorize`, 8-bit PNG. Default: by the
                 ending of `path`, which is .png (then png16), .npz, .npy or .pfm.
-            colormap: Of "color".
+            colormap: Of "color", see `colorize`. Default: inferno.
 
         Raises:
             ValueError: if ending, format or colour map is unknown, they do not fit, or there is no such folder.
@@ -181,7 +188,9 @@ class Prediction:
             raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}")
         if ending not in ("", _FORMATS[format]):
             raise ValueError(f"path of format {format!r} must end in {_FORMATS[format]}, got {str(path)!r}")
-        return write_atomically(path, self._encode(format, colormap))
+        if colormap is not None and format != "color":
+            raise ValueError(f'colormap is for format="color", a picture; got {colormap!r} with format={format!r}')
+        return write_atomically(path, self._encode(format, colormap or "inferno"))
 
     def _encode(self, format: str, colormap: str) -> bytes:
         file = io.BytesIO()

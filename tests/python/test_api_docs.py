@@ -27,19 +27,25 @@ def test_everything_public_has_a_docstring() -> None:
     assert missing == [], "these need docstrings"
 
 
-def test_markdown_keeps_sections_items_and_lines_apart() -> None:
-    doc = f"""Do it.
+def test_markdown_keeps_sections_and_items_apart() -> None:
+    doc = """Do it.
 
     Args:
         size: (height, width), as in
-            depth = {"offset " * 14}+ scale * value.
+            depth = offset
+            + scale * value.
         name: Whose.
 
     Returns:
         One thing, told
         on two lines.
     """
-    first, second = f"- `size`: (height, width), as in depth ={' offset' * 12}", "  offset offset + scale * value."
-    expected = ["Do it.", "", "**Args**", "", first, second, "- `name`: Whose.", ""]
-    expected += ["**Returns**", "", "- One thing, told on two lines."]
+    expected = ["Do it.", "", "**Args**", "", "- `size`: (height, width), as in depth = offset + scale * value."]
+    expected += ["- `name`: Whose.", "", "**Returns**", "", "- One thing, told on two lines."]
     assert API["markdown"](doc).splitlines() == expected
+
+
+def test_no_wrapped_line_begins_as_a_list_would() -> None:
+    lines = API["wrap"]("a + b - c 1. " * 60, "- ").splitlines()
+    assert len(lines) > 5
+    assert all(len(line) <= 120 and line[:2] == "  " and line[2] in "abc" for line in lines[1:])

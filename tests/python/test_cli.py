@@ -177,7 +177,10 @@ def test_json_lines(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["predict", "{folder}", "--model", "dpt_tiny"], "no images in this folder (wanted files ending in"),
         (["predict", "a.png", "--model", "dpt_tiny", "--format", "exr"], "--format must be a comma-separated list of"),
-        (["predict", "a.png", "--model", "dpt_tiny", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (
+            ["predict", "a.png", "--model", "dpt_tiny", "--batch-size", "0"],
+            "batch_size must be an integer of at least 1, got 0",
+        ),
         (
             ["predict", "a.png", "--model", "dpt_tiny", "--device", "quantum"],
             "--device must be cpu, cuda, cuda:1, ..., got 'quantum'",

@@ -178,7 +178,11 @@ def test_processor_travels_with_the_checkpoint(model: DPTModel, tmp_path: Path) 
     [
         ({"size": (10,)}, r"size must be the output's \(height, width\) in pixels, got \(10,\)"),
         ({"size": (0, 4)}, "size must be"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"size": 200}, r"size must be the output's \(height, width\) in pixels, got 200"),
+        ({"input_size": "192"}, r"input_size must be a side or \(height, width\) in pixels, got '192'"),
+        ({"input_size": 0}, r"input_size must be a side or \(height, width\) in pixels, got \(0, 0\)"),
+        ({"batch_size": "2"}, "batch_size must be an integer of at least 1, got '2'"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"resize": "squash"}, "resize must be one of minimal"),
         ({"input_size": -5}, "size must be"),
     ],
@@ -196,7 +200,18 @@ def test_bad_image_of_a_list_is_named(model: DPTModel) -> None:
     assert error.value.__notes__ == ["image 1 of the list"]
 
 
+def test_flipped_arrays(model: DPTModel) -> None:
+    image = photograph(40, 60)
+    for flipped in (image[:, ::-1], image[::-1], image[..., ::-1]):  # negative strides
+        assert np.array_equal(model.predict(flipped).depth, model.predict(flipped.copy()).depth)
+
+
 # --- files ---
+
+
+def test_one_path_is_no_list_of_paths(model: DPTModel) -> None:
+    with pytest.raises(ValueError, match=r"paths must be a list of paths, got 'photo.jpg' alone"):
+        predict_files(model, "photo.jpg")
 
 
 def test_files_come_in_order_with_their_errors(model: DPTModel, tmp_path: Path) -> None:

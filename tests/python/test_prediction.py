@@ -246,6 +246,7 @@ def test_color_file_is_the_picture(tmp_path: Path) -> None:
     [
         ("depth.jpg", {}, r"path must end in .png, .npy, .npz or .pfm, got '.*depth.jpg'"),
         ("depth.jpg", {"format": "color"}, r"path of format 'color' must end in .png, got '.*depth.jpg'"),
+        ("depth.png", {"colormap": "turbo"}, r"colormap is for format=\"color\", a picture; got 'turbo' with"),
         ("depth.npy", {"format": "npz"}, r"path of format 'npz' must end in .npz, got '.*depth.npy'"),
         ("depth", {}, "path must end in"),
         ("depth.png", {"format": "exr"}, "format must be one of png16, npy, npz, pfm, color, got 'exr'"),
@@ -257,6 +258,13 @@ def test_bad_paths_and_formats_are_refused(tmp_path: Path, name: str, options: d
     with pytest.raises(ValueError, match=message):
         relative().save(tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_repr_is_one_line() -> None:
+    depth = np.array([[1, 2, np.nan]], dtype=np.float32)
+    assert repr(Prediction(depth)) == "Prediction(3 x 1 pixels, relative_inverse_depth from 1 to 2)"
+    assert repr(Prediction(depth, "metric_depth", "m")) == "Prediction(3 x 1 pixels, metric_depth from 1 to 2 m)"
+    assert repr(Prediction(depth[:, 2:])) == "Prediction(1 x 1 pixels, relative_inverse_depth none valid)"
 
 
 @pytest.mark.parametrize("format", ["png16", "color", "npy", "npz", "pfm"])
