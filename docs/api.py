@@ -14,8 +14,9 @@ import torchdpt
 
 # In the order of the page.
 GROUPS = {
-    "From photographs to depth": ("DPTModel", "predict_files", "FileResult", "Prediction", "PointCloud"),
+    "From photographs to depth and labels": ("DPTModel", "predict_files", "FileResult", "Prediction", "PointCloud"),
     "Photographs": ("load_image", "ImageProcessor"),
+    "Classes of segmentation": ("Classes", "ADE20K", "PASCAL_CONTEXT", "IGNORE_INDEX"),
     "Networks and their parts": ("DPTConfig", "list_presets", "DPTOutput", "Encoder", "Reassemble", "Fusion", "Head"),
     "Elsewhere": ("export", "cmake_prefix_path"),
 }
@@ -94,7 +95,8 @@ def section(name: str) -> str:
     """One public name, and below it its members."""
     value = getattr(torchdpt, name)
     if not callable(value):  # a constant: a comment stands in the place of a docstring
-        comment = re.search(rf"((?:^# .*\n)+){name} = ", inspect.getsource(torchdpt), re.MULTILINE)
+        source = inspect.getsource(torchdpt) + inspect.getsource(torchdpt.classes)
+        comment = re.search(rf"((?:^# .*\n)+){name} = ", source, re.MULTILINE)
         assert comment is not None, f"torchdpt.{name} needs a comment above it"
         return entry(f"## {name}", f"{name}: {type(value).__name__}", wrap(comment[1].replace("# ", "")))
     kind = "class" if inspect.isclass(value) else "def"

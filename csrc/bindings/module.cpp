@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "dpt/io/checkpoint.h"
+#include "dpt/io/encoder_weights.h"
 #include "dpt/io/safetensors.h"
 
 namespace py = pybind11;
@@ -66,17 +67,40 @@ Loaded loaded(dpt::Checkpoint checkpoint) {
           tensors_of(checkpoint.model), std::move(checkpoint.ignored)};
 }
 
-Loaded load_checkpoint(const std::string& path) { return loaded(dpt::load_checkpoint(path)); }
+// What a file without a config cannot tell.
+struct Given {
+  std::optional<Config> config;
 
-Loaded recognize(const std::map<std::string, Tensor>& tensors, const std::string& origin) {
-  return loaded(dpt::recognize(tensors, origin));
+  explicit Given(const std::optional<std::string>& text) {
+    if (text) config = Config::from_json(*text);
+  }
+  const Config* get() const { return config ? &*config : nullptr; }
+};
+
+Loaded load_checkpoint(const std::string& path, const std::optional<std::string>& config) {
+  return loaded(dpt::load_checkpoint(path, Given(config).get()));
 }
 
-std::tuple<std::map<std::string, Tensor>, std::vector<std::string>> load_encoder(
-    const std::string& config, const std::string& path) {
+Loaded recognize(const std::map<std::string, Tensor>& tensors, const std::string& origin,
+                 const std::optional<std::string>& config) {
+  return loaded(dpt::recognize(tensors, origin, Given(config).get()));
+}
+
+// Tensors of the encoder by our names, names that were not used, the grid that a position embedding
+// was resized from or 0.
+using LoadedEncoder = std::tuple<std::map<std::string, Tensor>, std::vector<std::string>, int64_t>;
+
+LoadedEncoder load_encoder(const std::string& config, const std::string& path) {
   Model model(Config::from_json(config));
-  std::vector<std::string> unused = dpt::load_encoder(model, path);
-  return {tensors_of(model), std::move(unused)};
+  dpt::EncoderReport report = dpt::load_encoder(model, path);
+  return {tensors_of(model), std::move(report.unused), report.resized_from};
+}
+
+LoadedEncoder encoder_of(const std::string& config, const std::map<std::string, Tensor>& tensors,
+                         const std::string& origin) {
+  Model model(Config::from_json(config));
+  dpt::EncoderReport report = dpt::load_encoder(model, tensors, origin);
+  return {tensors_of(model), std::move(report.unused), report.resized_from};
 }
 
 Model model_of(const std::string& config, const std::map<std::string, Tensor>& tensors) {
@@ -142,12 +166,17 @@ PYBIND11_MODULE(_C, m) {
       "want.");
   def("initial_tensors", &initial_tensors, py::arg("config"), py::arg("stage"),
       "First values of a stage's tensors, in the order of spec, from the CPU's default generator.");
-  def("load_checkpoint", &load_checkpoint, py::arg("path"),
-      "Layout, config, tensors by name, ignored tensors by name.");
+  def("load_checkpoint", &load_checkpoint, py::arg("path"), py::arg("config") = py::none(),
+      "Layout, config, tensors by name, ignored tensors by name. `config` says what a file without "
+      "one cannot.");
   def("recognize", &recognize, py::arg("tensors"), py::arg("origin"),
+      py::arg("config") = py::none(),
       "The same, of a state dict of isl-org's; `origin` is named in errors.");
   def("load_encoder", &load_encoder, py::arg("config"), py::arg("path"),
-      "Tensors of the encoder by name, names that were not used.");
+      "Tensors of the encoder by name, names that were not used, and the side of the grid that the "
+      "position embedding was resized from, or 0.");
+  def("encoder_of", &encoder_of, py::arg("config"), py::arg("tensors"), py::arg("origin"),
+      "The same, of a state dict; `origin` is named in errors.");
   def("save_checkpoint", &save_checkpoint, py::arg("config"), py::arg("tensors"), py::arg("folder"),
       py::arg("layout"), "Writes a folder; returns the names that were written as zeros.");
   def("named_tensors", &named_tensors, py::arg("config"), py::arg("tensors"), py::arg("layout"),

@@ -63,18 +63,19 @@ struct DPT_API Linear {
 struct DPT_API Conv2d {
   int64_t in = 0, out = 0, kernel = 1, stride = 1, padding = 0;
   bool has_bias = true;
+  int64_t groups = 1;
   std::optional<double> initial_bias{};  // instead of PyTorch's default
   Tensor weight{}, bias{};
 
   Tensor operator()(const Tensor& x) const {
     // Two-element lists: a list of one integer makes an invalid ONNX graph.
-    return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding}, {1, 1});
+    return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding}, {1, 1}, groups);
   }
 
   template <class Visitor>
   void visit(Visitor&& v) {
-    const Init init = Init::fan_in(in * kernel * kernel);
-    v("weight", weight, TensorInfo{{out, in, kernel, kernel}, init});
+    const Init init = Init::fan_in(in / groups * kernel * kernel);
+    v("weight", weight, TensorInfo{{out, in / groups, kernel, kernel}, init});
     if (has_bias) {
       v("bias", bias, TensorInfo{{out}, initial_bias ? Init::constant(*initial_bias) : init});
     }
@@ -116,9 +117,27 @@ struct DPT_API LayerNorm {
   }
 };
 
-// [B, channels, H, W]. In training the running statistics change in place.
+// [B, channels, H, W], normalised over `groups` groups of channels of each image.
+struct DPT_API GroupNorm {
+  int64_t channels = 0, groups = 32;
+  Tensor weight{}, bias{};
+
+  Tensor operator()(const Tensor& x) const {
+    return at::group_norm(x, groups, weight, bias, /*eps=*/1e-5);
+  }
+
+  template <class Visitor>
+  void visit(Visitor&& v) {
+    v("weight", weight, TensorInfo{{channels}, Init::constant(1)});
+    v("bias", bias, TensorInfo{{channels}, Init::constant(0)});
+  }
+};
+
+// [B, channels, H, W]. In training the running statistics change in place, and those of the batch
+// are taken over all processes of `process_group`, if it names one.
 struct DPT_API BatchNorm2d {
   int64_t channels = 0;
+  std::string process_group{};
   Tensor weight{}, bias{}, running_mean{}, running_var{}, num_batches_tracked{};
 
   Tensor operator()(const Tensor& x, bool training) const;

@@ -13,15 +13,15 @@ const Config& checked(const Config& config) {
 
 Model::Model(const Config& config)
     : config(checked(config)),
-      encoder(config.vit()),
-      reassemble(config.reassemble()),
-      fusion(config.fusion()),
-      head(config.features, config.head_features) {}
+      encoder(config.encoder_options()),
+      reassemble(config.reassemble_options()),
+      fusion(config.fusion_options()),
+      head(config.head_options()) {}
 
 Output Model::operator()(const Tensor& image, bool training, bool checkpoint) const {
-  const std::vector<Tensor> taps = encoder(image, checkpoint);  // [B, 1+N, D]
+  const std::vector<Tensor> taps = encoder(image, training, checkpoint);
   const std::vector<Tensor> maps = reassemble(taps, image.sym_size(2), image.sym_size(3));
-  return {.depth = head(fusion(maps, training))};  // [B, H, W]
+  return head(fusion(maps, training), training);
 }
 
 }  // namespace dpt

@@ -6,23 +6,19 @@
 
 namespace dpt {
 
-struct Output {
-  Tensor depth;  // [B, H, W], relative inverse depth, not negative
-};
-
 struct DPT_API Model {
   Config config;
-  ViT encoder;
+  Encoder encoder;
   Reassemble reassemble;
   Fusion fusion;
-  DepthHead head;
+  Head head;
 
   // Checks the config; the tensors are undefined until initialize() or bind().
   explicit Model(const Config& config);
 
-  // image [B, 3, H, W], normalised as in training; H and W are multiples of the patch size.
-  // `training` makes batch normalisation use and update batch statistics; `checkpoint` trades time
-  // for memory in the encoder.
+  // image [B, 3, H, W], normalised as in training; H and W are multiples of the patch size (ResNet:
+  // of 32). `training` makes batch normalisation use and update batch statistics, and runs dropout
+  // and the auxiliary head; `checkpoint` trades time for memory in the encoder.
   Output operator()(const Tensor& image, bool training = false, bool checkpoint = false) const;
 
   template <class Visitor>

@@ -25,12 +25,14 @@ def _check_torch() -> None:
 _check_torch()
 
 from torchdpt import _C  # noqa: E402
+from torchdpt.classes import ADE20K, IGNORE_INDEX, PASCAL_CONTEXT, Classes  # noqa: E402
 from torchdpt.config import DPTConfig, list_presets  # noqa: E402
 from torchdpt.export import export  # noqa: E402
 from torchdpt.image import ImageProcessor, load_image  # noqa: E402
-from torchdpt.model import DPTModel, DPTOutput, Encoder, Fusion, Head, Reassemble  # noqa: E402
+from torchdpt.model import DPTModel  # noqa: E402
 from torchdpt.predict import FileResult, predict_files  # noqa: E402
 from torchdpt.prediction import PointCloud, Prediction  # noqa: E402
+from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble  # noqa: E402
 
 __version__ = _build.VERSION
 
@@ -38,6 +40,10 @@ __version__ = _build.VERSION
 cmake_prefix_path = str(_Path(_C.__file__).parent / "share" / "cmake")
 
 __all__ = [
+    "ADE20K",
+    "IGNORE_INDEX",
+    "PASCAL_CONTEXT",
+    "Classes",
     "DPTConfig",
     "DPTModel",
     "DPTOutput",

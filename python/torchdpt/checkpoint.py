@@ -17,7 +17,7 @@ from torchdpt.files import open_atomically
 Path = str | os.PathLike[str]
 
 _PICKLES = (".pt", ".pth")
-_HUB_FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
+_HUB_FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "classes.json"]
 
 
 def find(
@@ -100,36 +100,62 @@ class Checkpoint(NamedTuple):
     ignored: dict[str, Tensor]
 
 
-def read(path: str) -> Checkpoint:
-    """Read a folder or file."""
-    pickled = os.path.join(path, "model.pt")
-    if os.path.isdir(path) and os.path.exists(pickled) and not os.path.exists(os.path.join(path, "model.safetensors")):
-        path = pickled
-    if path.endswith(_PICKLES) and not os.path.isdir(path):
-        return Checkpoint(*_C.recognize(read_state_dict(path), path))
-    return Checkpoint(*_C.load_checkpoint(path))
+def read(path: str, config: str | None = None) -> Checkpoint:
+    """Read a folder or file. `config`, JSON, says what a file without one of its own cannot."""
+    pickled = _pickle_in(path)
+    if pickled is not None:
+        return Checkpoint(*_C.recognize(read_state_dict(pickled, "from_pretrained"), pickled, config))
+    return Checkpoint(*_C.load_checkpoint(path, config))
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The state dict in a .pt file, or of its entry "model" in the checkpoint of a training.
+class EncoderWeights(NamedTuple):
+    """The encoder in a file: tensors by our names, the names of the file that were not used, and the side of the grid
+    that the position embedding was resized from, or 0."""
 
-    Only `torch.load(weights_only=True)` reads it, which makes tensors and containers and runs nothing.
+    tensors: dict[str, Tensor]
+    unused: list[str]
+    resized_from: int
+
+
+def read_encoder(path: str, config: str) -> EncoderWeights:
+    """Read the encoder of a folder or file for a network of `config`, JSON."""
+    pickled = _pickle_in(path)
+    if pickled is not None:
+        return EncoderWeights(*_C.encoder_of(config, read_state_dict(pickled, "encoder_weights"), pickled))
+    return EncoderWeights(*_C.load_encoder(config, path))
+
+
+def _pickle_in(path: str) -> str | None:
+    """The .pt or .pth file that `path` is, or that lies in it as model.pt with no safetensors beside."""
+    if os.path.isdir(path):
+        inside = os.path.join(path, "model.pt")
+        alone = os.path.exists(inside) and not os.path.exists(os.path.join(path, "model.safetensors"))
+        return inside if alone else None
+    return path if path.endswith(_PICKLES) else None
+
+
+def read_state_dict(path: str, option: str) -> dict[str, Tensor]:
+    """The state dict in a .pt file; or in its entry "model" or "state_dict", where trainings put it.
+
+    Only `torch.load(weights_only=True)` reads it, which makes tensors and containers and runs nothing. `option` is
+    named in errors.
     """
     try:
         # Only the zip form can be mapped; files of torch before 1.6 have another.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except PermissionError as error:
-        raise ValueError(f"from_pretrained: could not read {path!r} ({error}); check its permissions") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"{option}: could not read {path!r} ({error}); check it and its permissions") from error
     except Exception as error:  # of a damaged file anything may come
-        raise ValueError(f"from_pretrained: {path!r} {_complaint(path, error)}") from None
-    if isinstance(loaded, Mapping) and "optimizer" in loaded and "model" in loaded:
-        loaded = loaded["model"]
+        raise ValueError(f"{option}: {path!r} {_complaint(path, error)}") from None
+    for entry in ("model", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(entry), Mapping):
+            loaded = loaded[entry]
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"from_pretrained: {path!r} must hold a state dict, got {type(loaded).__name__}")
+        raise ValueError(f"{option}: {path!r} must hold a state dict, got {type(loaded).__name__}")
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(
-                f"from_pretrained: {path!r} must hold a state dict, names and tensors, got {type(tensor).__name__} "
+                f"{option}: {path!r} must hold a state dict, names and tensors, got {type(tensor).__name__} "
                 f"under {name!r}; save model.state_dict() alone"
             )
     return dict(loaded)

@@ -1,29 +1,36 @@
-"""The command `torchdpt`."""
+"""What the command `torchdpt` does; its arguments are read by torchdpt_command."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
+import difflib
 import json
 import os
 import sys
 import time
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 import torchdpt
+from torchdpt import results
 
 if TYPE_CHECKING:
     from torchdpt.model import DPTModel
     from torchdpt.prediction import Prediction
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 # Format -> what is appended to the name of the photograph.
-FORMATS = {"color": "_color.png", "png16": "_depth.png", "npz": ".npz", "npy": ".npy", "pfm": ".pfm"}
+FORMATS = {
+    "color": "_color.png",
+    "png16": "_depth.png",
+    "overlay": "_overlay.png",
+    "labels": "_labels.png",
+    "npz": ".npz",
+    "npy": ".npy",
+    "pfm": ".pfm",
+}
 
 
 def say(text: str) -> None:
@@ -34,7 +41,19 @@ def say(text: str) -> None:
 
 
 def is_preset(name: str) -> bool:
-    return name in torchdpt.list_presets() and not os.path.exists(name)
+    """Whether a model is meant by the name of a preset.
+
+    Raises:
+        ValueError: if it can be neither that nor a checkpoint.
+    """
+    if os.path.exists(name) or "/" in name or Path(name).suffix in {".safetensors", ".pt", ".pth"}:
+        return False
+    presets = torchdpt.list_presets()
+    if name not in presets:
+        close = difflib.get_close_matches(name, presets)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`torchdpt models` lists them"
+        raise ValueError(f"{name}: no file or folder, and no preset of that name; {hint}")
+    return True
 
 
 def hub_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -48,9 +67,13 @@ def load_model(args: argparse.Namespace, device: str | None = None, dtype: str |
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}") from None
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this torch sees no GPU; `torchdpt doctor` says more")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {device}: this torch sees {torch.cuda.device_count()} GPUs, counted from 0")
     if is_preset(name):
         say(f"{name} is a preset, with RANDOM weights: the pictures show that the pipeline runs; they are not depth.")
         torch.manual_seed(0)
@@ -75,101 +98,133 @@ def multiply_adds(config: torchdpt.DPTConfig, height: int, width: int) -> int:
 # --- predict ---
 
 
-def find_images(inputs: list[str], out: Path) -> list[Path]:
-    """Files, images below folders (but for those below `out`), and what globs match; each once, in order."""
-    found: dict[Path, Path] = {}
-    results = Path(os.path.abspath(out))
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
-            files = [file for file in below if results not in Path(os.path.abspath(file)).parents]
-            if not files:
-                raise ValueError(
-                    f"{text}: no images in this folder (wanted files ending in {', '.join(sorted(ENDINGS))})"
-                )
-        elif not path.exists() and glob.has_magic(text):
-            files = sorted(Path(match) for match in glob.glob(text, recursive=True) if os.path.isfile(match))
-            if not files:
-                raise ValueError(f"{text}: matches no file")
-        else:
-            files = [path]  # that it may be missing is this file's error
-        for file in files:
-            found.setdefault(Path(os.path.abspath(file)), file)
-    return list(found.values())
+def output_files(name: str, formats: list[str]) -> dict[str, str]:
+    """The file of each format, relative to --out."""
+    return {format: name + FORMATS[format] for format in formats}
 
 
-def output_stems(images: list[Path], out: Path) -> list[Path]:
-    """Where the results of each image go, without ending: its path below the images' common folder."""
-    absolute = [Path(os.path.abspath(image)) for image in images]
-    common = os.path.commonpath([path.parent for path in absolute])
-    stems = [out / path.relative_to(common).with_suffix("") for path in absolute]
-    seen = Counter(stems)
-    # a.jpg and a.png in one folder: their endings join the names.
-    return [
-        stem.with_name(f"{stem.name}_{path.suffix[1:]}") if seen[stem] > 1 else stem
-        for stem, path in zip(stems, absolute, strict=True)
-    ]
+def save(prediction: Prediction, out: Path, files: dict[str, str], colormap: str) -> list[str]:
+    for format, file in files.items():
+        path = out / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prediction.save(path, format=format, colormap=colormap if format == "color" else None)
+    return [str(out / file) for file in files.values()]
 
 
-def output_paths(stem: Path, formats: list[str]) -> dict[str, Path]:
-    """The file of each format."""
-    return {name: stem.with_name(stem.name + FORMATS[name]) for name in formats}
+def formats_of(config: torchdpt.DPTConfig, wanted: list[str]) -> list[str]:
+    """The wanted formats, or the default ones, of what the network predicts."""
+    from torchdpt.prediction_files import formats_for
+
+    possible = formats_for(depth=config.depth_head, labels=config.num_classes > 0, image=True)
+    for name in wanted:
+        if name not in possible:
+            what = "depth" if config.depth_head else "classes"
+            raise ValueError(
+                f"--format: this model predicts {what} alone; wanted of {', '.join(possible)}, got {name!r}"
+            )
+    return wanted or [name for name in ("color", "png16", "overlay", "labels") if name in possible]
 
 
-def save(prediction: Prediction, stem: Path, formats: list[str], colormap: str) -> list[str]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = output_paths(stem, formats)
-    for name, path in paths.items():
-        prediction.save(path, format=name, colormap=colormap if name == "color" else None)
-    return list(map(str, paths.values()))
+def record_of(prediction: Prediction) -> dict[str, Any]:
+    """What --json says of it."""
+    record: dict[str, Any] = {"kind": prediction.kind, "unit": prediction.unit}
+    if prediction.labels is not None:
+        record["labels"] = [{"name": name, "share": round(share, 4)} for name, share in prediction.class_shares()[:5]]
+    return record
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the numbers and pictures of a photograph."""
+    names = ("revision", "dtype", "input_size", "resize", "colormap")
+    model = os.path.abspath(args.model) if os.path.exists(args.model) else args.model
+    settings = {"model": model, **{name: getattr(args, name) for name in names}}
+    return cast("dict[str, Any]", json.loads(json.dumps(settings)))  # as a file gives it back: lists, no tuples
+
+
+def reason_of(error: Exception, path: str) -> str:
+    """In one line, without the path, which stands before it."""
+    if isinstance(error, OSError) and error.strerror:
+        other = f": {error.filename}" if error.filename and str(error.filename) != path else ""
+        return f"{error.strerror}{other}"
+    lines = str(error).removeprefix(f"{path}: ").splitlines()  # torch's errors bring C++ frames
+    return lines[0] if lines else type(error).__name__
+
+
+def print_line(text: str) -> None:
+    """To stdout as long as someone reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        say("nobody reads the output any more; going on without it")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def predict(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    formats = args.format.split(",")
-    for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"--format must be a comma-separated list of {', '.join(FORMATS)}, got {name!r}")
-    images = find_images(args.images, args.out)
-    jobs = dict(zip(images, output_stems(images, args.out), strict=True))
+    out: Path = args.out
+    wanted = [] if args.format is None else args.format.split(",")
+    for format in wanted:
+        if format not in FORMATS:
+            raise ValueError(f"--format must be a comma-separated list of {', '.join(FORMATS)}, got {format!r}")
+    photographs = results.find_photographs(args.images, out)
+    entries = results.prepare(out)
+    names = results.name_results(photographs, entries)
+    model = load_model(args, args.device, args.dtype)
+    formats = formats_of(model.config, wanted)
+    settings = settings_of(args)
+    jobs = list(zip(photographs, names, strict=True))
     if args.resume:
-        done = [i for i, stem in jobs.items() if all(path.exists() for path in output_paths(stem, formats).values())]
-        for image in done:
-            del jobs[image]
-        say(f"{len(done)} of {len(images)} are there already")
+        jobs = [
+            (photograph, name)
+            for photograph, name in jobs
+            if not results.is_done(out, entries.get(name), settings, list(output_files(name, formats).values()))
+        ]
+        say(f"{len(photographs) - len(jobs)} of {len(photographs)} are there already")
     if not jobs:
         return 0
-    model = load_model(args, args.device, args.dtype)
-    results = torchdpt.predict_files(
-        model, list(jobs), input_size=args.input_size, resize=args.resize, batch_size=args.batch_size
+    predictions = torchdpt.predict_files(
+        model,
+        [photograph.path for photograph, _ in jobs],
+        input_size=args.input_size,
+        resize=args.resize,
+        batch_size=args.batch_size,
     )
+    results.forget(out, entries, {name: list(output_files(name, formats).values()) for _, name in jobs}, settings)
+    bar = tqdm(predictions, total=len(jobs), unit="image", disable=args.json or not sys.stderr.isatty())
     errors: list[str] = []
-    finished = 0
+    finished, interrupted, remember_at = 0, False, time.monotonic() + 1
     try:
-        for result in tqdm(results, total=len(jobs), unit="image", disable=args.json or not sys.stderr.isatty()):
+        for result, (photograph, name) in zip(bar, jobs, strict=True):
             error: Exception | None = result.error
             record: dict[str, Any] = {"image": result.path}
             if result.prediction is not None:
+                files = output_files(name, formats)
                 try:
-                    record |= {
-                        "written": save(result.prediction, jobs[Path(result.path)], formats, args.colormap),
-                        "kind": result.prediction.kind,
-                        "unit": result.prediction.unit,
-                    }
+                    written = save(result.prediction, out, files, args.colormap)
+                    record |= {"written": written, **record_of(result.prediction)}
+                    results.note(entries, name, photograph, settings, list(files.values()))
                     finished += 1
                 except OSError as failure:
                     error = failure
             if error is not None:
-                errors.append(f"{result.path}: {str(error).removeprefix(f'{result.path}: ')}")
+                errors.append(f"{result.path}: {reason_of(error, result.path)}")
                 record["error"] = errors[-1]
             if args.json:
-                print(json.dumps(record), flush=True)
+                print_line(json.dumps(record))
+            if time.monotonic() > remember_at:
+                began = time.monotonic()
+                results.remember(out, entries)
+                remember_at = time.monotonic() + max(1, 20 * (time.monotonic() - began))
     except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if finished:
+            results.remember(out, entries)
+    if interrupted:
         say(f"interrupted after {finished} of {len(jobs)} images; the same command with --resume goes on")
         return 130
-    say(f"{finished} of {len(jobs)} images -> {args.out}")
+    say(f"{finished} of {len(jobs)} images -> {out}")
     if errors and not args.json:
         say(f"{len(errors)} failed:")
         for line in errors:
@@ -196,9 +251,11 @@ def show(values: dict[str, Any], as_json: bool) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
+    from torchdpt.model import published_processor
+
     if is_preset(args.model):
         config = torchdpt.DPTConfig.preset(args.model)
-        processor = torchdpt.ImageProcessor((config.image_size, config.image_size))
+        processor = published_processor(config)
         stored: dict[str, Any] = {"what it is": "a preset: the description of a network, without weights"}
     else:
         from torchdpt import checkpoint
@@ -206,7 +263,9 @@ def info(args: argparse.Namespace) -> int:
         path = checkpoint.find(args.model, **hub_options(args))
         read = checkpoint.read(path)
         config = torchdpt.DPTConfig.from_json(read.config)
-        processor = torchdpt.ImageProcessor.from_folder(path if os.path.isdir(path) else os.path.dirname(path))
+        folder = Path(path) if os.path.isdir(path) else Path(path).parent
+        own = (folder / "preprocessor_config.json").exists()
+        processor = torchdpt.ImageProcessor.from_folder(folder) if own else published_processor(config)
         stored = {
             "what it is": f"a checkpoint in the layout of {read.layout}",
             "path": path,
@@ -317,10 +376,10 @@ def export(args: argparse.Namespace) -> int:
 
 
 def time_stages(model: DPTModel, data: bytes, *, warm_up: int, runs: int) -> dict[str, list[float]]:
-    """Milliseconds of each stage, run by run, from the bytes of a photograph to a 16-bit PNG of its size."""
+    """Milliseconds of each stage, run by run, from the bytes of a photograph to a PNG of depth or labels."""
     import tempfile
 
-    from torchdpt.predict import resize_depth
+    from torchdpt.predict import prediction_of
 
     weight = next(model.parameters())
     times: dict[str, list[float]] = {"decode": [], "prepare": [], "network": [], "resize and write": []}
@@ -331,12 +390,11 @@ def time_stages(model: DPTModel, data: bytes, *, warm_up: int, runs: int) -> dic
             marks.append(time.perf_counter())
             x = model.processor(image)[None].to(weight.device, weight.dtype)
             marks.append(time.perf_counter())
-            depth = model(x).depth
+            output = model(x)
             if weight.is_cuda:
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
-            prediction = torchdpt.Prediction(resize_depth(depth[0], *image.shape[:2]))
-            prediction.save(Path(folder) / "depth.png", format="png16")
+            prediction_of(model, output, 0, image).save(Path(folder) / "result.png")
             marks.append(time.perf_counter())
             if run >= warm_up:
                 for name, begin, end in zip(times, marks, marks[1:], strict=False):
@@ -354,6 +412,10 @@ def bench(args: argparse.Namespace) -> int:
     model = load_model(args, args.device, args.dtype)
     if args.image:
         data = Path(args.image).read_bytes()
+        try:
+            torchdpt.load_image(data)
+        except ValueError as error:
+            raise ValueError(str(error).replace("the bytes", args.image, 1)) from error
     else:
         picture = np.add.outer(np.arange(480), np.arange(640))[:, :, None] * np.array([1, 2, 3]) % 256
         file = io.BytesIO()
@@ -380,135 +442,3 @@ def bench(args: argparse.Namespace) -> int:
     }
     show(result, args.json)
     return 0
-
-
-# --- the command line ---
-
-
-def size(text: str) -> int | tuple[int, int]:
-    """384 or 384x512 (height x width)."""
-    try:
-        sides = tuple(int(part) for part in text.split("x"))
-    except ValueError:
-        sides = ()
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"wanted pixels, N or HEIGHTxWIDTH, got {text!r}")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def two_sides(text: str) -> tuple[int, int]:
-    sides = size(text)
-    return (sides, sides) if isinstance(sides, int) else sides
-
-
-def build_parser() -> argparse.ArgumentParser:
-    import shtab
-
-    parser = argparse.ArgumentParser(
-        prog="torchdpt", description="Depth from photographs with Dense Prediction Transformers."
-    )
-    parser.add_argument("--version", action="version", version=torchdpt.__version__)
-    shtab.add_argument_to(parser, "--print-completion", help="print the completion script of a shell: bash, zsh, tcsh")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    def add_model(sub: argparse.ArgumentParser, name: str, *, preset: str = "", **options: Any) -> None:
-        sub.add_argument(name, help=f"checkpoint (folder, file or hub id){preset}", **options)
-        hub = sub.add_argument_group("models on the hub")
-        hub.add_argument("--revision", help="branch, tag or commit")
-        hub.add_argument("--cache-dir", help="where its files are kept")
-        hub.add_argument("--local-files-only", action="store_true", help="look in the cache alone")
-
-    or_random = ", or a preset for random weights"
-
-    def add_json(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--json", action="store_true", help="print JSON, for programs")
-
-    def add_where(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-        sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the file")
-
-    sub = command(
-        "predict",
-        predict,
-        "depth of photographs",
-        "torchdpt predict photos/ holiday.jpg --model dpt-large/ --out depth",
-    )
-    sub.add_argument("images", nargs="+", help="files, folders (with those below them) or quoted globs").complete = (  # type: ignore[attr-defined]
-        shtab.FILE
-    )
-    add_model(sub, "--model", preset=or_random, required=True)
-    sub.add_argument("--out", type=Path, default=Path("depth"), help="folder of the results (default: depth)")
-    sub.add_argument(
-        "--format", default="color,png16", help=f"comma-separated, of {', '.join(FORMATS)} (default: color,png16)"
-    )
-    sub.add_argument("--colormap", default="inferno", choices=["inferno", "turbo", "spectral", "gray"])
-    sub.add_argument("--input-size", type=size, metavar="N|HxW", help="side(s) that the network's input aims at")
-    sub.add_argument("--resize", choices=["minimal", "lower_bound", "upper_bound", "exact"], help="how it gets there")
-    sub.add_argument("--batch-size", type=int, default=8, help="default: 8")
-    sub.add_argument("--resume", action="store_true", help="leave out images whose results are there")
-    add_where(sub)
-    add_json(sub)
-
-    sub = command("info", info, "what a checkpoint holds", "torchdpt info dpt-large/")
-    add_model(sub, "model", preset=", or a preset")
-    add_json(sub)
-
-    sub = command(
-        "convert", convert, "write a checkpoint in another layout", "torchdpt convert dpt-large/ mine --layout torchdpt"
-    )
-    add_model(sub, "model")
-    sub.add_argument("out", help="folder to write")
-    sub.add_argument("--layout", default="torchdpt", choices=LAYOUTS, help="default: torchdpt")
-
-    sub = command("export", export, "write ONNX or a torch.export program", "torchdpt export dpt-large/ dpt-large.onnx")
-    add_model(sub, "model", preset=or_random)
-    sub.add_argument("out", help="*.onnx or *.pt2")
-    sub.add_argument("--size", type=two_sides, metavar="N|HxW", help="to export for (default: the native size)")
-    sub.add_argument("--static", action="store_true", help="fix batch 1 and this size")
-
-    sub = command("models", models, "the presets", "torchdpt models --json")
-    add_json(sub)
-
-    sub = command("doctor", doctor, "versions, processor, GPU, and what is wrong", "torchdpt doctor")
-    add_json(sub)
-
-    sub = command("bench", bench, "time from file to file, by stage", "torchdpt bench dpt_base --runs 20")
-    add_model(sub, "model", preset=f"{or_random} (default: dpt_base)", nargs="?", default="dpt_base")
-    sub.add_argument("--image", help="photograph (default: a synthetic one of 640 x 480)")
-    sub.add_argument("--runs", type=int, default=20, help="default: 20")
-    sub.add_argument("--warm-up", type=int, default=3, help="default: 3")
-    add_where(sub)
-    add_json(sub)
-    return parser
-
-
-LAYOUTS = ["torchdpt", "transformers", "isl-org"]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
-    try:
-        return int(args.run(args))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError, ImportError) as error:
-        say(f"torchdpt: {error}")
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

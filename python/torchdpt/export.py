@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -45,14 +46,14 @@ def export(
     Args:
         model: The model; it is exported as in eval mode.
         path: `*.pt2` (`torch.export.load`) or `*.onnx` (needs the packages onnx and onnxscript). The input is `images`
-            [B, 3, H, W], the output `depth` [B, H, W].
+            [B, 3, H, W], the outputs are those of DPTOutput that the model has.
         size: (height, width) to export for. Default: the config's native size.
-        dynamic: Whether batch, height and width (in multiples of the patch size) stay free; sides are then larger than
-            the coarsest stride. Otherwise the batch is 1.
+        dynamic: Whether batch, height and width (in multiples of `config.size_multiple`) stay free; sides are then
+            larger than the coarsest stride. Otherwise the batch is 1.
 
     An ONNX model above 1.5 GB keeps its weights in a second file, `*.onnx.data`, which belongs beside it.
 
-    A .pt2 program refuses sides that are no multiples of the patch size; ONNX has no such check, and would leave out
+    A .pt2 program refuses sides that are no such multiples; ONNX has no such check, and would leave out
     the rest of the image.
 
     Raises:
@@ -69,13 +70,13 @@ def export(
         raise ValueError(
             f"ONNX runtimes have no {dtype} form of these layers; convert with model.float() or model.half()"
         )
-    patch = model.config.patch_size
+    multiple = model.config.size_multiple
     height, width = size or (model.config.image_size, model.config.image_size)
-    if min(height, width) < patch or height % patch or width % patch:
-        raise ValueError(f"size must be multiples of the patch size {patch}, got {height} x {width}")
+    if min(height, width) < multiple or height % multiple or width % multiple:
+        raise ValueError(f"size must be multiples of {multiple}, got {height} x {width}")
 
     # torch.export fixes a side that is 1 anywhere in the network.
-    smallest = max(patch, model.config.strides[-1]) + patch
+    smallest = max(multiple, model.config.strides[-1]) + multiple
     if dynamic and min(height, width) < smallest:
         raise ValueError(
             f"size must be at least {smallest} x {smallest} with dynamic=True, got {height} x {width}; "
@@ -86,7 +87,7 @@ def export(
     images = torch.zeros(2 if dynamic else 1, 3, height, width, dtype=tensor.dtype, device=tensor.device)
     shapes: dict[str, Any] | None = None
     if dynamic:
-        rows, columns = (patch * torch.export.Dim(name, min=smallest // patch) for name in ("rows", "columns"))
+        rows, columns = (multiple * torch.export.Dim(name, min=smallest // multiple) for name in ("rows", "columns"))
         shapes = {"images": {0: torch.export.Dim("batch"), 2: rows, 3: columns}}
     with torch.no_grad(), model._eval_mode():
         program = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
@@ -96,7 +97,9 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dpt-export-") as folder:
         temporary = Path(folder) / path.name
         if path.suffix == ".pt2":
-            torch.export.save(program, temporary)
+            buffer = io.BytesIO()  # to a path, torch aborts the process when the disk is full
+            torch.export.save(program, buffer)
+            temporary.write_bytes(buffer.getbuffer())
         else:
             names = program.call_spec.out_spec.context  # the keys of the dict that _Named returns
             onnx = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=names, verbose=False)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,16 @@ Array = np.ndarray[Any, Any]
 
 # What Pillow may open. Others have decoders with a history, or are no photographs (GIF).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
+
+
+def is_count(value: object) -> bool:
+    """An integer of at least one; NumPy's are, True is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
+
+
+def is_size(value: object) -> bool:
+    """(height, width) in pixels."""
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(is_count, value))
 
 
 # --- decoding ---
@@ -52,6 +63,11 @@ def load_image(image: ImageLike) -> Array:
             raise ValueError(
                 f"a tensor image must be [C, H, W] or [H, W], got {list(image.shape)}; pass a list of images"
             )
+        if image.dim() == 3 and image.shape[0] not in (1, 3, 4):
+            raise ValueError(
+                f"a tensor image must be [C, H, W] of 1, 3 or 4 channels, got {list(image.shape)}; permute it, or pass "
+                "an array [H, W, C]"
+            )
         array = image.detach().cpu()
         array = array.float() if array.dtype in (torch.float16, torch.bfloat16) else array
         return _from_array((array.permute(1, 2, 0) if array.dim() == 3 else array).numpy())
@@ -75,7 +91,7 @@ def load_image(image: ImageLike) -> Array:
 
 
 def _decode(file: Any, name: str, start: bytes) -> Array:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     wanted = "wanted JPEG, PNG, WebP, TIFF, BMP or AVIF"
     if not start:
@@ -83,38 +99,69 @@ def _decode(file: Any, name: str, start: bytes) -> Array:
     if start.startswith(b"GIF8"):
         raise ValueError(f"{name}: a GIF, which is often an animation; {wanted}: save one frame as PNG")
     try:
-        with Image.open(file, formats=FORMATS) as opened:
-            return _from_pil(opened, name)
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image that can be read, it begins with {start!r}; {wanted}") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{name}: {error}; if the picture is really so large, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from None
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{name}: a damaged image ({error})") from error
+        opened = _open(file, name)
+    except Exception as error:
+        raise _damaged(name, error) from error
+    if opened is None:
+        raise ValueError(f"{name}: not an image that can be read, it begins with {start!r}; {wanted}")
+    with opened:
+        most = Image.MAX_IMAGE_PIXELS
+        if most is not None and opened.width * opened.height > most:
+            raise ValueError(
+                f"{name}: {opened.width} x {opened.height} pixels are more than {most}, and may be a decompression "
+                "bomb; if the picture is really so large, raise PIL.Image.MAX_IMAGE_PIXELS"
+            )
+        return _from_pil(opened, name)
+
+
+def _open(file: Any, name: str) -> Image.Image | None:
+    """As Image.open, which warns above MAX_IMAGE_PIXELS, and refuses only what is twice as large.
+
+    Warnings cannot be caught in threads without changing those of all the others.
+    """
+    from PIL import Image
+
+    Image.init()
+    start = file.read(16)
+    for format in FORMATS:
+        if format in Image.OPEN:
+            factory, accept = Image.OPEN[format]
+            if accept is None or accept(start) is True:
+                file.seek(0)
+                return factory(file, name)
+    return None
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name}: a damaged image ({error})")
 
 
 def _from_pil(image: Image.Image, name: str) -> Array:
     from PIL import ImageOps
 
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a JPEG of a phone with two lenses: the first picture counts
+    wide = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+    try:  # whatever a decoder raises: it may be anything
+        frames = getattr(image, "n_frames", 1)
+        if frames == 1 or image.format == "MPO":  # a JPEG of a phone with two lenses: the first picture counts
+            frames = 1
+            image = ImageOps.exif_transpose(image)
+            if image.mode not in ("RGB", "F", *wide):
+                image = image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
+            array = np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from error
+    if frames != 1:
         raise ValueError(f"{name}: {frames} pictures in one file; save the one that you want by itself")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+    if image.mode in wide:
         # convert("RGB") would clip everything above 255.
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
+        if array.min() < 0 or array.max() > 65535:
             raise ValueError(
-                f"{name}: 32-bit values from {levels.min()} to {levels.max()}; wanted 8 or 16 bits per channel"
+                f"{name}: 32-bit values from {array.min()} to {array.max()}; wanted 8 or 16 bits per channel"
             )
-        return _from_array(levels.astype(np.uint16))
-    if image.mode == "F":
-        return _from_array(np.asarray(image))
-    if image.mode != "RGB":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
-    return np.asarray(image)
+        return _from_array(array.astype(np.uint16))
+    return _from_array(array) if image.mode == "F" else array
 
 
 def _from_array(array: Array) -> Array:
@@ -180,18 +227,20 @@ class ImageProcessor:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", (self.size,) * 2 if isinstance(self.size, int) else tuple(self.size))
+        size = (self.size, self.size) if isinstance(self.size, int | np.integer) else self.size
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
-        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
-            raise ValueError(f"ImageProcessor: size must be (height, width) in pixels, got {self.size}")
+        if not is_size(size):
+            raise ValueError(f"ImageProcessor: size must be (height, width) in pixels, got {self.size!r}")
+        object.__setattr__(self, "size", tuple(map(int, size)))
         for name, options in _OPTIONS.items():
             if getattr(self, name) not in options:
                 raise ValueError(
                     f"ImageProcessor: {name} must be one of {', '.join(options)}, got {getattr(self, name)!r}"
                 )
-        if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
+        if not is_count(self.multiple_of):
             raise ValueError(f"ImageProcessor: multiple_of must be a positive integer, got {self.multiple_of!r}")
+        object.__setattr__(self, "multiple_of", int(self.multiple_of))
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ValueError(
                 f"ImageProcessor: mean and std must be three numbers, std positive, got {self.mean}, {self.std}"
@@ -221,9 +270,14 @@ class ImageProcessor:
                 new = math.floor(exact) * self.multiple_of
             sides.append(new)
         if min(sides) == 0:
+            if self.resize == "exact":
+                raise ValueError(
+                    f"the size {self.size[1]} x {self.size[0]} is too small: the next multiple of {self.multiple_of} "
+                    f"is {sides[1]} x {sides[0]}; use at least {self.multiple_of} x {self.multiple_of}"
+                )
             raise ValueError(
                 f"an image of {width} x {height} pixels is too narrow: resize={self.resize!r} to {self.size[1]} x "
-                f"{self.size[0]} would leave {sides[1]} x {sides[0]}; crop it, or use resize='exact'"
+                f"{self.size[0]} would leave {sides[1]} x {sides[0]}; crop it, use a larger size, or resize='exact'"
             )
         return sides[0], sides[1]
 
@@ -299,6 +353,10 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     resample = values.get("resample", 3)
     if resample not in resamplings:
         raise ValueError(f"resample must be 2 (bilinear) or 3 (bicubic), got {resample!r}")
+    if not values.get("do_rescale", True) or not values.get("do_resize", True) or values.get("do_pad"):
+        raise ValueError("do_rescale and do_resize must be true and do_pad false: predict always does the former")
+    if abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
+        raise ValueError(f"rescale_factor must be 1 / 255, got {values['rescale_factor']!r}")
     normalize = values.get("do_normalize", True)
     return {
         "size": (size["height"], size["width"]) if isinstance(size, dict) else (size, size),

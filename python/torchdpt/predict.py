@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchdpt.image import Array, ImageProcessor, load_image
-from torchdpt.prediction import Prediction
+from torchdpt.classes import IGNORE_INDEX
+from torchdpt.image import Array, ImageProcessor, is_count, is_size, load_image
+from torchdpt.prediction import Kind, Prediction
 
 if TYPE_CHECKING:
     from torchdpt.image import ImageLike
     from torchdpt.model import DPTModel
+    from torchdpt.stages import DPTOutput
 
 
 class FileResult(NamedTuple):
@@ -52,14 +54,16 @@ def processor_for(
     if input_size is None and resize is None:
         return model.processor
     processor = model.processor
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if size is not None and not _is_size(size):
-        raise ValueError(f"input_size must be a side or (height, width) in pixels, got {input_size!r}")
+    size = (input_size, input_size) if isinstance(input_size, int | np.integer) else input_size
+    if size is not None:
+        if not is_size(size):
+            raise ValueError(f"input_size must be a side or (height, width) in pixels, got {input_size!r}")
+        _check_network_size(model, *size)
     return dataclasses.replace(
         processor,
         size=processor.size if size is None else size,
         resize=processor.resize if resize is None else resize,
-        multiple_of=math.lcm(processor.multiple_of, model.config.patch_size),
+        multiple_of=math.lcm(processor.multiple_of, model.config.size_multiple),
     )
 
 
@@ -77,25 +81,76 @@ def _predict_batch(
             for start in range(0, len(group), batch_size):
                 batch = group[start : start + batch_size]
                 images = torch.stack([items[i].input for i in batch]).to(weight.device, weight.dtype)
-                depths = model(images).depth
-                assert depths is not None
-                for i, depth in zip(batch, depths, strict=True):
-                    full = resize_depth(depth, *(size or items[i].image.shape[:2]))
-                    predictions[i] = Prediction(full, image=_uint8(items[i]))
+                output = model(images)
+                for row, i in enumerate(batch):
+                    predictions[i] = prediction_of(model, output, row, items[i].image, size)
     return [predictions[i] for i in range(len(items))]
+
+
+def prediction_of(
+    model: DPTModel, output: DPTOutput, row: int, image: Array, size: tuple[int, int] | None = None
+) -> Prediction:
+    """The prediction for one photograph of the batch that gave `output`.
+
+    Args:
+        model: Whose.
+        output: What the network made of the batch.
+        row: Which of the batch.
+        image: The photograph, as `load_image` gives it.
+        size: (height, width) of the prediction. Default: the photograph's.
+
+    Raises:
+        ValueError: if `model.classes` are not the classes of the network.
+    """
+    height, width = size or image.shape[:2]
+    depth = None if output.depth is None else resize_depth(output.depth[row], height, width)
+    if output.logits is None:
+        labels, classes = None, None
+    else:
+        labels, classes = resize_labels(output.logits[row], height, width), model.classes
+        num_classes = output.logits.shape[1]
+        if classes is None or len(classes) != num_classes:
+            raise ValueError(
+                f"model.classes must name the {num_classes} classes of the network, got "
+                f"{classes if classes is None else len(classes)}; Classes.default_for({num_classes}) does"
+            )
+    kind: Kind | None = None
+    if depth is not None:
+        kind = "metric_depth" if model.config.metric else "relative_inverse_depth"
+    return Prediction(depth, kind, "m" if kind == "metric_depth" else None, _uint8(image), labels, classes)
 
 
 def resize_depth(depth: Tensor, height: int, width: int) -> Array:
     """A depth map [h, w] at the size of its photograph, float32 [height, width].
 
-    Bicubic without antialiasing, as in isl-org/DPT run_monodepth.py.
+    Bicubic without antialiasing, of the map as the network gives it (metres, if metric): isl-org/DPT run_monodepth.py.
     """
     full = F.interpolate(depth.float()[None, None], (height, width), mode="bicubic", align_corners=False)
     return np.ascontiguousarray(full[0, 0].cpu().numpy())
 
 
-def _uint8(item: _Item) -> Array:
-    image = item.image
+def resize_labels(logits: Tensor, height: int, width: int) -> Array:
+    """The class of each pixel at the size of the photograph, of scores [K, h, w]; the lowest label wins ties.
+
+    Bicubic without antialiasing, then the largest: isl-org/DPT run_segmentation.py, which has all K maps of the
+    photograph's size in memory at once (7 GB for 150 classes of 12 megapixels). Here it is one, and the largest so far.
+
+    Returns:
+        int64 [height, width]; 255 where a score is NaN.
+    """
+    best = torch.full((height, width), -torch.inf, device=logits.device)
+    labels = torch.zeros((height, width), dtype=torch.int32, device=logits.device)
+    better = torch.empty((height, width), dtype=torch.bool, device=logits.device)
+    for label, scores in enumerate(logits):
+        full = F.interpolate(scores.float()[None, None], (height, width), mode="bicubic", align_corners=False)[0, 0]
+        torch.gt(full, best, out=better)
+        torch.maximum(best, full, out=best)  # keeps NaN
+        labels.masked_fill_(better, label)
+    labels.masked_fill_(best.isnan(), IGNORE_INDEX)
+    return labels.cpu().numpy().astype(np.int64)
+
+
+def _uint8(image: Array) -> Array:
     if image.dtype == np.uint8:
         return image
     if image.dtype == np.uint16:
@@ -103,15 +158,22 @@ def _uint8(item: _Item) -> Array:
     return np.asarray(image * 255 + 0.5).astype(np.uint8)
 
 
-def _check(size: tuple[int, int] | None, batch_size: int) -> None:
-    if size is not None and not _is_size(size):
+def _check(size: tuple[int, int] | None, batch_size: int) -> tuple[int, int] | None:
+    if size is not None and not is_size(size):
         raise ValueError(f"size must be the output's (height, width) in pixels, got {size!r}")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not is_count(batch_size):
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    return None if size is None else (int(size[0]), int(size[1]))  # torch takes no NumPy integers
 
 
-def _is_size(size: object) -> bool:
-    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+def _check_network_size(model: DPTModel, height: int, width: int) -> None:
+    """Memory and time grow with the area, and attention's with its square."""
+    native = model.config.image_size
+    if height * width > 64 * native**2:
+        raise ValueError(
+            f"the network's input would be {width} x {height} pixels, more than 64 times its native "
+            f"{native} x {native}; pass a smaller input_size, or resize='upper_bound' or 'exact'"
+        )
 
 
 def predict(
@@ -124,20 +186,22 @@ def predict(
     batch_size: int = 8,
 ) -> list[Prediction]:
     """Predict for a list of images; see `DPTModel.predict`."""
-    _check(size, batch_size)
+    size = _check(size, batch_size)
     processor = processor_for(model, input_size, resize)
     items = []
     for i, image in enumerate(images):
         try:
-            items.append(_load(image, processor))
+            items.append(_load(model, image, processor))
         except (ValueError, OSError) as error:
-            error.add_note(f"image {i} of the list")
+            if len(images) > 1:
+                error.add_note(f"image {i} of the list")
             raise
     return _predict_batch(model, items, size, batch_size)
 
 
-def _load(image: ImageLike, processor: ImageProcessor) -> _Item:
+def _load(model: DPTModel, image: ImageLike, processor: ImageProcessor) -> _Item:
     array = load_image(image)
+    _check_network_size(model, *processor.network_size(*array.shape[:2]))
     return _Item(array, processor(array))
 
 
@@ -160,7 +224,9 @@ def predict_files(
         size: (height, width) of the predictions. Default: each image's own.
         input_size: Side or (height, width) that the network's input aims at. Default: the model's processor's.
         resize: Policy of `ImageProcessor`. Default: the model's processor's.
-        batch_size: How many images at most are in memory and in the network at once.
+        batch_size: How many images at most are in the network at once. Twice as many, decoded and resized, are in
+            memory, with the predictions of one batch. If the network fails on a batch (out of memory, say), its
+            images are tried one by one, and what it then raises is that file's error.
 
     Returns:
         An iterator of FileResults, one for each path, in order.
@@ -170,7 +236,7 @@ def predict_files(
     """
     if isinstance(paths, str | bytes | os.PathLike):
         raise ValueError(f"paths must be a list of paths, got {paths!r} alone")
-    _check(size, batch_size)
+    size = _check(size, batch_size)
     processor = processor_for(model, input_size, resize)
     return _each_file(model, iter(paths), processor, size, batch_size)
 
@@ -185,20 +251,47 @@ def _each_file(
     with ThreadPoolExecutor(max_workers=min(4, batch_size)) as pool:
 
         def submit() -> list[tuple[str, Future[_Item]]]:
-            return [(os.fspath(path), pool.submit(_load, path, processor)) for path in islice(paths, batch_size)]
+            return [
+                (_name(path), pool.submit(_load_file, model, path, processor)) for path in islice(paths, batch_size)
+            ]
 
         loading = submit()
         while loading:
             current, loading = loading, submit()
-            results: dict[int, FileResult] = {}
-            items: dict[int, _Item] = {}
-            for i, (path, future) in enumerate(current):
+            items: list[_Item | Exception] = []
+            for _, future in current:
                 try:
-                    items[i] = future.result()
+                    items.append(future.result())
                 except Exception as error:  # whatever a decoder raises is this file's error
-                    results[i] = FileResult(path, None, error)
-            predictions = _predict_batch(model, list(items.values()), size, batch_size)
-            for i, prediction in zip(items, predictions, strict=True):
-                results[i] = FileResult(current[i][0], prediction, None)
-            for i in range(len(current)):
-                yield results[i]
+                    items.append(error)
+            good = [item for item in items if isinstance(item, _Item)]
+            predictions = iter(_predict_each(model, good, size, batch_size))
+            for (path, _), item in zip(current, items, strict=True):
+                result = next(predictions) if isinstance(item, _Item) else item
+                if isinstance(result, Prediction):
+                    yield FileResult(path, result, None)
+                else:
+                    yield FileResult(path, None, result)
+
+
+def _name(path: object) -> str:
+    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else repr(path)
+
+
+def _load_file(model: DPTModel, path: str | os.PathLike[str], processor: ImageProcessor) -> _Item:
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"not a path, but {type(path).__name__}; predict takes other images")
+    return _load(model, path, processor)
+
+
+def _predict_each(
+    model: DPTModel, items: list[_Item], size: tuple[int, int] | None, batch_size: int
+) -> list[Prediction | Exception]:
+    """The predictions; where the network fails (out of memory, say), one by one, and what it then raises."""
+    try:
+        return [*_predict_batch(model, items, size, batch_size)]
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+    # Outside of the except block, whose traceback keeps the failed batch's memory.
+    return [result for item in items for result in _predict_each(model, [item], size, 1)]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from torchdpt import prediction_files as formats
+from torchdpt.classes import IGNORE_INDEX, Classes
 from torchdpt.colormaps import apply_colormap
 from torchdpt.files import write_atomically
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["relative_inverse_depth", "metric_depth"]
-
-# Format -> ending. The first format of an ending is its default.
-_FORMATS = {"png16": ".png", "npy": ".npy", "npz": ".npz", "pfm": ".pfm", "color": ".png"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,54 +67,135 @@ class PointCloud:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """A depth map and what its numbers mean.
+    """A depth map, a label map or both, and what their numbers mean.
 
     Attributes:
-        depth: float32 [H, W], C-contiguous. NaN and infinity mean: not known.
-        kind: "relative_inverse_depth": near is large; scale and shift are unknown, so two photographs cannot be
-            compared. "metric_depth": the distance along the optical axis; far is large.
-        unit: "m" for metric depth, None for relative.
-        image: uint8 [H', W', 3], the photograph, or None. It stands in the picture in notebooks, and colours point
-            clouds if it has the size of `depth`.
+        depth: float32 [H, W], C-contiguous, or None. NaN and infinity mean: not known.
+        kind: "relative_inverse_depth" (the default where there is a depth): near is large; scale and shift are unknown,
+            so two photographs cannot be compared. "metric_depth": the distance along the optical axis; far is large.
+            None without a depth.
+        unit: "m" for metric depth, else None.
+        image: uint8 [H', W', 3], the photograph, or None. It stands in the picture in notebooks and under `overlay`,
+            and colours point clouds if it has the size of `depth`.
+        labels: int64 [H, W], C-contiguous, or None: an index of `classes`. 255 means ignored or not known, where that
+            is not the index of a class.
+        classes: Names and colours of the labels; None without labels.
 
     Raises:
-        ValueError: if `depth` or `image` is of another shape or type, or `unit` does not fit `kind`.
+        ValueError: if there is neither depth nor labels, an array is of another shape or type, a label has no class, or
+            `unit` does not fit `kind`.
     """
 
-    depth: Array
-    kind: Kind = "relative_inverse_depth"
+    depth: Array | None = None
+    kind: Kind | None = None
     unit: Literal["m"] | None = None
     image: Array | None = dataclasses.field(default=None, repr=False)
+    labels: Array | None = dataclasses.field(default=None, repr=False)
+    classes: Classes | None = None
 
     def __post_init__(self) -> None:
-        depth, image = self.depth, self.image
-        if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype != np.float32 or depth.size == 0:
-            raise ValueError(
-                f"depth must be a float32 array [H, W], got {_describe(depth)}; convert it with astype(np.float32)"
-            )
+        depth, image, labels = self.depth, self.image, self.labels
+        if depth is None and labels is None:
+            raise ValueError("a prediction must have depth, labels or both, got neither")
+        if depth is not None:
+            if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype != np.float32 or depth.size == 0:
+                raise ValueError(
+                    f"depth must be a float32 array [H, W], got {_describe(depth)}; convert it with astype(np.float32)"
+                )
+            object.__setattr__(self, "depth", np.ascontiguousarray(depth))
+            if self.kind is None:
+                object.__setattr__(self, "kind", "relative_inverse_depth")
+        self._check_kind()
+        if labels is not None:
+            self._check_labels(labels)
+            object.__setattr__(self, "labels", np.ascontiguousarray(labels))
+        elif self.classes is not None:
+            raise ValueError("classes are those of labels, and there are none; leave classes out")
         if image is not None and (
             not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0
         ):
             raise ValueError(f"image must be a uint8 array [H, W, 3], RGB, got {_describe(image)}")
+
+    def _check_kind(self) -> None:
+        if self.depth is None:
+            if self.kind is not None or self.unit is not None:
+                raise ValueError(
+                    f"kind and unit are those of depth, and there is none, got {self.kind!r}, {self.unit!r}"
+                )
+            return
         if self.kind not in ("relative_inverse_depth", "metric_depth"):
             raise ValueError(f"kind must be 'relative_inverse_depth' or 'metric_depth', got {self.kind!r}")
         unit = "m" if self.kind == "metric_depth" else None
         if self.unit != unit:
             raise ValueError(f"unit of {self.kind} must be {unit!r}, got {self.unit!r}")
-        object.__setattr__(self, "depth", np.ascontiguousarray(depth))
+
+    def _check_labels(self, labels: Array) -> None:
+        if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype != np.int64 or labels.size == 0:
+            raise ValueError(
+                f"labels must be an int64 array [H, W], got {_describe(labels)}; convert it with astype(np.int64)"
+            )
+        if self.depth is not None and self.depth.shape != labels.shape:
+            raise ValueError(f"labels must be {list(self.depth.shape)}, as depth, got {list(labels.shape)}")
+        if not isinstance(self.classes, Classes):
+            raise ValueError(
+                f"labels need classes, which name them, got {self.classes!r}; pass Classes.default_for(num_classes)"
+            )
+        wrong = (labels < 0) | (labels >= len(self.classes)) & (labels != IGNORE_INDEX)
+        if wrong.any():
+            raise ValueError(
+                f"labels must be from 0 to {len(self.classes) - 1}, as there are classes, or {IGNORE_INDEX}, ignored; "
+                f"got {labels[wrong][0]}"
+            )
+
+    def _depth_for(self, what: str) -> Array:
+        if self.depth is None:
+            raise ValueError(f"{what} needs depth, and this prediction has labels alone")
+        return self.depth
+
+    def _labels_for(self, what: str) -> tuple[Array, Classes]:
+        if self.labels is None or self.classes is None:
+            raise ValueError(f"{what} needs labels, and this prediction has depth alone")
+        return self.labels, self.classes
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        array = self.labels if self.depth is None else self.depth
+        assert array is not None
+        return array.shape[0], array.shape[1]
 
     @property
     def valid(self) -> Array:
         """bool [H, W]: where the depth is known, that is finite, and for metric depth positive."""
-        finite = np.isfinite(self.depth)
-        return finite & (self.depth > 0) if self.kind == "metric_depth" else finite
+        depth = self._depth_for("valid")
+        finite = np.isfinite(depth)
+        return finite & (depth > 0) if self.kind == "metric_depth" else finite
+
+    def class_shares(self) -> list[tuple[str, float]]:
+        """The classes in the picture, largest first: names, and shares of all pixels, from 0 to 1.
+
+        The shares of ignored pixels are of no class, so the sum may be below 1.
+
+        Raises:
+            ValueError: if there are no labels.
+        """
+        labels, classes = self._labels_for("class_shares")
+        counts = np.bincount(labels.ravel(), minlength=len(classes))[: len(classes)]
+        order = np.argsort(-counts, kind="stable")
+        return [(classes.names[i], float(counts[i] / labels.size)) for i in order if counts[i]]
 
     def __repr__(self) -> str:
-        height, width = self.depth.shape
-        values = self.depth[self.valid]
-        span = f"from {values.min():.4g} to {values.max():.4g}" if values.size else "none valid"
-        unit = f" {self.unit}" if self.unit else ""
-        return f"Prediction({width} x {height} pixels, {self.kind} {span}{unit})"
+        height, width = self._size
+        parts = [f"{width} x {height} pixels"]
+        if self.depth is not None:
+            values = self.depth[self.valid]
+            span = f"from {values.min():.4g} to {values.max():.4g}" if values.size else "none valid"
+            unit = f" {self.unit}" if self.unit else ""
+            parts.append(f"{self.kind} {span}{unit}")
+        if self.classes is not None:
+            shares = self.class_shares()
+            largest = f", largest {shares[0][0]} ({shares[0][1]:.0%})" if shares else ""
+            parts.append(f"{len(shares)} of {len(self.classes)} classes ({self.classes.name}){largest}")
+        return f"Prediction({', '.join(parts)})"
 
     # --- pictures ---
 
@@ -136,10 +214,10 @@ class Prediction:
         Raises:
             ValueError: if there is no such colour map.
         """
-        valid = self.valid
-        nearness = np.full(self.depth.shape, 0.5)
+        depth, valid = self._depth_for("colorize"), self.valid
+        nearness = np.full(depth.shape, 0.5)
         if valid.any():
-            values = self.depth[valid].astype(np.float64)
+            values = depth[valid].astype(np.float64)
             if self.kind == "metric_depth":
                 values = 1 / values
             low, high = values.min(), values.max()
@@ -149,18 +227,58 @@ class Prediction:
         picture[~valid] = invalid
         return picture
 
-    def _repr_png_(self) -> bytes:
-        """The picture in a notebook: the photograph, if there is one, beside the depth."""
+    def label_colors(self) -> Array:
+        """A picture in the colours of the classes; ignored pixels are black.
+
+        Returns:
+            uint8 [H, W, 3].
+
+        Raises:
+            ValueError: if there are no labels.
+        """
+        labels, classes = self._labels_for("label_colors")
+        return classes.colors_of(labels)
+
+    def overlay(self, alpha: float = 0.5) -> Array:
+        """The colours of the classes over the photograph, which is resized to the labels; ignored pixels show it alone.
+
+        Args:
+            alpha: From 0, the photograph alone, to 1, the colours alone.
+
+        Returns:
+            uint8 [H, W, 3].
+
+        Raises:
+            ValueError: if there are no labels or no photograph, or alpha is out of range.
+
+        Reference: isl-org/DPT util/io.py write_segm_img.
+        """
         from PIL import Image
 
-        colors = Image.fromarray(self.colorize())
-        picture = colors
-        if self.image is not None:
-            picture = Image.new("RGB", (2 * colors.width, colors.height))
-            picture.paste(Image.fromarray(self.image).resize(colors.size), (0, 0))
-            picture.paste(colors, (colors.width, 0))
+        labels, classes = self._labels_for("overlay")
+        if self.image is None:
+            raise ValueError("overlay needs the photograph, and this prediction has none; pass image= to Prediction")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
+        photograph = Image.fromarray(self.image).resize((labels.shape[1], labels.shape[0]))
+        picture = np.array(Image.blend(photograph, Image.fromarray(classes.colors_of(labels)), alpha))
+        ignored = labels >= len(classes)
+        picture[ignored] = np.asarray(photograph)[ignored]
+        return picture
+
+    def _repr_png_(self) -> bytes:
+        """The picture in a notebook: what there is of photograph, depth and overlay, side by side."""
+        from PIL import Image
+
+        height, width = self._size
+        pictures = [] if self.image is None else [np.asarray(Image.fromarray(self.image).resize((width, height)))]
+        if self.depth is not None:
+            pictures.append(self.colorize())
+        if self.labels is not None:
+            pictures.append(self.label_colors() if self.image is None else self.overlay())
+        picture = Image.fromarray(np.concatenate(pictures, axis=1))
         picture.thumbnail((1600, 1600))
-        return _png(picture)
+        return formats.png(np.asarray(picture))
 
     # --- files ---
 
@@ -169,67 +287,62 @@ class Prediction:
 
         Args:
             path: Where to write.
-            format: "png16": a 16-bit PNG. 0 means invalid; the others hold depth = offset + scale * value, with both
-                numbers, kind and unit as JSON in the PNG's text chunk "torchdpt". "npz": depth, valid, kind, unit.
-                "npy": the depth. "pfm": the depth, as MiDaS writes it. "color": `colorize`, 8-bit PNG. Default: by the
-                ending of `path`, which is .png (then png16), .npz, .npy or .pfm.
+            format: Of depth: "png16": a 16-bit PNG. 0 means invalid; the others hold depth = offset + scale * value,
+                with both numbers, kind and unit as JSON in the PNG's text chunk "torchdpt". "npy": the depth. "pfm":
+                the depth, as MiDaS writes it. "color": `colorize`, 8-bit PNG. Of labels: "labels": a PNG with the
+                colours as palette (of more than 256 classes: 16-bit gray), with names, colours and the ignored label
+                as JSON in the text chunk. "overlay": `overlay`, 8-bit PNG. Of both: "npz": depth, valid, kind and unit;
+                labels, classes, class_names and palette. Default: by the ending of `path`, which is .png (then png16,
+                or labels where there is no depth), .npz, .npy or .pfm.
             colormap: Of "color", see `colorize`. Default: inferno.
 
         Raises:
-            ValueError: if ending, format or colour map is unknown, they do not fit, or there is no such folder.
+            ValueError: if ending, format or colour map is unknown, they do not fit each other or what there is to save,
+                or there is no such folder.
             OSError: if it cannot be written; what was at `path` stays.
         """
         ending = Path(path).suffix.lower()
+        possible = formats.formats_for(
+            depth=self.depth is not None, labels=self.labels is not None, image=self.image is not None
+        )
         if format is None:
-            format = next((name for name, theirs in _FORMATS.items() if theirs == ending), None)
+            format = next((name for name in possible if formats.FORMATS[name].ending == ending), None)
             if format is None:
-                raise ValueError(f"path must end in .png, .npy, .npz or .pfm, got {str(path)!r}")
-        if format not in _FORMATS:
-            raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}")
-        if ending not in ("", _FORMATS[format]):
-            raise ValueError(f"path of format {format!r} must end in {_FORMATS[format]}, got {str(path)!r}")
+                *endings, last = dict.fromkeys(formats.FORMATS[name].ending for name in possible)
+                why = "; depth is not here" if self.depth is None else ""
+                raise ValueError(f"path must end in {', '.join(endings)} or {last}, got {str(path)!r}{why}")
+        if format not in possible:
+            needs = formats.FORMATS[format].needs if format in formats.FORMATS else ()
+            why = f", which needs {' and '.join(needs)}" if needs else ""
+            raise ValueError(f"format must be one of {', '.join(possible)}, got {format!r}{why}")
+        wanted = formats.FORMATS[format].ending
+        if ending not in ("", wanted):
+            raise ValueError(f"path of format {format!r} must end in {wanted}, got {str(path)!r}")
         if colormap is not None and format != "color":
             raise ValueError(f'colormap is for format="color", a picture; got {colormap!r} with format={format!r}')
         return write_atomically(path, self._encode(format, colormap or "inferno"))
 
     def _encode(self, format: str, colormap: str) -> bytes:
-        file = io.BytesIO()
+        if format == "color":
+            return formats.png(self.colorize(colormap))
+        if format == "overlay":
+            return formats.png(self.overlay())
+        if format == "labels":
+            return formats.label_png(*self._labels_for(format))
+        if format == "npz":
+            valid = None if self.depth is None else self.valid
+            return formats.npz(self.depth, valid, self.kind, self.unit, self.labels, self.classes)
+        depth = self._depth_for(format)
         if format == "png16":
-            return self._png16()
-        if format == "npy":
-            np.save(file, self.depth)
-        elif format == "npz":
-            np.savez_compressed(file, depth=self.depth, valid=self.valid, kind=self.kind, unit=self.unit or "")
-        elif format == "pfm":
-            height, width = self.depth.shape
-            file.write(f"Pf\n{width} {height}\n-1.0\n".encode())  # -1: little-endian
-            file.write(self.depth[::-1].astype("<f4").tobytes())  # the bottom row first
-        else:
-            from PIL import Image
-
-            return _png(Image.fromarray(self.colorize(colormap)))
-        return file.getvalue()
-
-    def _png16(self) -> bytes:
-        from PIL import Image, PngImagePlugin
-
-        valid = self.valid
-        values = self.depth[valid].astype(np.float64)
-        low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-        scale = (high - low) / 65534 or 1.0
-        levels = np.zeros(self.depth.shape, dtype=np.uint16)
-        levels[valid] = np.round((values - low) / scale).astype(np.uint16) + 1
-        text = PngImagePlugin.PngInfo()
-        meaning = {"scale": scale, "offset": low - scale, "invalid": 0, "kind": self.kind, "unit": self.unit}
-        text.add_text("torchdpt", json.dumps(meaning))
-        return _png(Image.fromarray(levels), pnginfo=text)
+            return formats.png16(depth, self.valid, self.kind, self.unit)
+        return formats.npy(depth) if format == "npy" else formats.pfm(depth)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, kind: Kind | None = None) -> Self:
-        """Read what `save` wrote, except "color". What the file is, its first bytes say.
+        """Read what `save` wrote, except "color" and "overlay". What the file is, its first bytes say.
 
         Args:
-            path: A 16-bit PNG, NPZ, NPY or PFM file.
+            path: A 16-bit PNG, a PNG of labels, an NPZ, NPY or PFM file.
             kind: Of NPY and PFM, which hold numbers alone. Default: "relative_inverse_depth".
 
         Raises:
@@ -238,17 +351,19 @@ class Prediction:
         """
         data = Path(path).read_bytes()
         try:
-            depth, meaning = _decode(data)
-            prediction = cls(depth, *meaning)
+            fields = formats.decode(data)
+            prediction = cls(**fields)
+        except formats.PictureError as error:
+            raise ValueError(f"{path}: {error}") from None
         except Exception as error:  # whatever a damaged file makes of the decoders
             raise ValueError(
-                f"{path}: not a 16-bit PNG, NPZ, NPY or PFM file that Prediction.save wrote ({error!r})"
+                f"{path}: not a PNG of depth or labels, NPZ, NPY or PFM file that Prediction.save wrote ({error!r})"
             ) from error
         if kind is None or kind == prediction.kind:
             return prediction
-        if meaning:
-            raise ValueError(f"{path} holds {prediction.kind}, got kind={kind!r}; leave kind out")
-        return cls(depth, kind, "m" if kind == "metric_depth" else None)
+        if "kind" in fields or prediction.depth is None:
+            raise ValueError(f"{path} holds {prediction.kind or 'no depth'}, got kind={kind!r}; leave kind out")
+        return cls(prediction.depth, kind, "m" if kind == "metric_depth" else None)
 
     # --- space ---
 
@@ -274,27 +389,31 @@ class Prediction:
         Raises:
             ValueError: if the camera is missing, given twice or impossible, or scale and shift do not fit `kind`.
         """
-        height, width = self.depth.shape
+        depth = self._depth_for("point_cloud").astype(np.float64)
+        height, width = depth.shape
         if (intrinsics is None) == (fov is None):
             raise ValueError("point_cloud: give either intrinsics=(fx, fy, cx, cy) in pixels or fov= in degrees")
         if fov is not None:
-            if not 0 < fov < 180:
-                raise ValueError(f"point_cloud: fov must be between 0 and 180 degrees, got {fov}")
+            if not _is_number(fov) or not 0 < fov < 180:
+                raise ValueError(f"point_cloud: fov must be between 0 and 180 degrees, got {fov!r}")
             focal = width / 2 / np.tan(np.radians(fov) / 2)
             intrinsics = (focal, focal, width / 2, height / 2)
         assert intrinsics is not None
-        if len(intrinsics) != 4 or not np.isfinite(intrinsics).all() or min(intrinsics[:2]) <= 0:
+        four = (
+            isinstance(intrinsics, Sequence | np.ndarray) and len(intrinsics) == 4 and all(map(_is_number, intrinsics))
+        )
+        if not four or not np.isfinite(intrinsics).all() or min(intrinsics[:2]) <= 0:
             raise ValueError(
                 f"point_cloud: intrinsics must be finite (fx, fy, cx, cy), fx and fy positive, got {intrinsics}"
             )
-        depth, valid = self.depth.astype(np.float64), self.valid
+        valid = self.valid
         if self.kind == "relative_inverse_depth":
             if scale is None or shift is None:
                 raise ValueError(
                     "point_cloud: relative inverse depth has no scale and no shift of its own, and the shape of a "
                     "point cloud depends on both; pass scale= and shift= so that depth = 1 / (scale * value + shift)"
                 )
-            if not (np.isfinite([scale, shift]).all() and scale > 0):
+            if not (_is_number(scale) and _is_number(shift) and np.isfinite([scale, shift]).all() and scale > 0):
                 raise ValueError(
                     f"point_cloud: scale must be positive, scale and shift finite, got scale={scale}, shift={shift}"
                 )
@@ -310,42 +429,13 @@ class Prediction:
         with np.errstate(over="ignore", invalid="ignore"):
             points = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1).astype(np.float32)
         near = np.isfinite(points).all(axis=1)
-        same = self.image is not None and self.image.shape[:2] == self.depth.shape
+        same = self.image is not None and self.image.shape[:2] == (height, width)
         return PointCloud(points[near], self.image[valid][near] if same else None)  # type: ignore[index]
 
 
-def _decode(data: bytes) -> tuple[Array, tuple[Any, ...]]:
-    """The depth in a file, and its (kind, unit), or () where the format does not say."""
-    if data.startswith(b"Pf"):
-        header = re.match(rb"Pf\s(\d+)\s(\d+)\s(-?)[\d.]+\s", data)
-        if header is None:
-            raise ValueError("damaged PFM header")
-        order = "<f4" if header[3] else ">f4"  # a negative scale: little-endian
-        rows = np.frombuffer(data, order, offset=header.end()).reshape(int(header[2]), int(header[1]))
-        return rows[::-1].astype(np.float32), ()
-    if data.startswith(b"\x93NUMPY"):
-        return np.load(io.BytesIO(data), allow_pickle=False), ()
-    if data.startswith(b"PK"):
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return file["depth"], (str(file["kind"]), str(file["unit"]) or None)
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        meaning = json.loads(image.info["torchdpt"])
-        levels = np.asarray(image)
-        if not image.mode.startswith("I"):  # another program kept the text, but not the levels
-            raise ValueError(f"PNG of mode {image.mode}, not of 16-bit gray")
-    depth = np.where(levels == 0, np.nan, meaning["offset"] + meaning["scale"] * levels.astype(np.float64))
-    if meaning["kind"] == "metric_depth":  # rounding must not bring the nearest pixel to zero, which is invalid
-        depth = np.maximum(depth, np.finfo(np.float32).tiny)
-    return depth.astype(np.float32), (meaning["kind"], meaning["unit"])
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _describe(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _png(image: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=3, **options)
-    return file.getvalue()

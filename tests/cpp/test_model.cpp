@@ -6,20 +6,42 @@
 #include <set>
 #include <sstream>
 
+#include "dpt/io/encoder_weights.h"
 #include "dpt/io/safetensors.h"
 #include "dpt/module.h"
 
 namespace {
 
 dpt::Config small() {
-  return {.image_size = 64,
+  return {.taps = {0, 1, 2, 3},
+          .image_size = 64,
           .width = 32,
           .depth = 4,
           .heads = 2,
           .mlp_width = 64,
-          .taps = {0, 1, 2, 3},
           .channels = {8, 8, 16, 16},
           .features = 16};
+}
+
+// Depth and segmentation on each kind of encoder.
+std::vector<dpt::Config> small_family() {
+  dpt::Config vit = small();
+  vit.num_classes = 5;
+  vit.fusion_norm = dpt::FusionNorm::kBatch;
+  vit.auxiliary_head = dpt::AuxiliaryHead::kPenultimate;
+  dpt::Config hybrid = vit;
+  hybrid.encoder = dpt::EncoderKind::kHybrid;
+  hybrid.conv_levels = 2;
+  hybrid.stage_depths = {1, 1, 1, 0};
+  hybrid.channels = {256, 512, 16, 16};
+  dpt::Config resnet = vit;
+  resnet.encoder = dpt::EncoderKind::kResNet;
+  resnet.conv_levels = 4;
+  resnet.stage_depths = {1, 1, 1, 1};
+  resnet.group_width = 8;
+  resnet.channels = {256, 512, 1024, 2048};
+  resnet.fusion_project = false;
+  return {vit, hybrid, resnet};
 }
 
 struct TemporaryFolder {
@@ -187,9 +209,9 @@ TEST(Checkpoint, RecognizesIslOrgByNamesAndShapes) {
     // norm and head; two convolutions of unit 1, with the seven tensors of batch normalisation less
     // the bias
     EXPECT_EQ(checkpoint.ignored.size(), distilled ? 2 + 4 + 2 * (1 + 5) : 2 + 2 + 4);
-    EXPECT_TRUE(
-        checkpoint.model.head.conv1.weight.equal(tensors.at("scratch.output_conv.0.weight")));
-    EXPECT_TRUE(checkpoint.model.head.conv1.weight.requires_grad());
+    EXPECT_TRUE(checkpoint.model.head.depth->conv1.weight.equal(
+        tensors.at("scratch.output_conv.0.weight")));
+    EXPECT_TRUE(checkpoint.model.head.depth->conv1.weight.requires_grad());
   }
 }
 
@@ -201,6 +223,48 @@ TEST(Checkpoint, RecognizesSafetensorsOfIslOrgWithoutConfig) {
   dpt::write_safetensors(path, {tensors.begin(), tensors.end()}, {});
   EXPECT_EQ(dpt::load_checkpoint(path).model.config, small_published());
   EXPECT_EQ(dpt::load_checkpoint(folder.path.string()).layout, dpt::Layout::kIslOrg);
+}
+
+TEST(Checkpoint, EveryEncoderAndHeadIsSavedAndLoaded) {
+  const TemporaryFolder folder;
+  for (const dpt::Config& config : small_family()) {
+    dpt::DPTModel model(config);
+    model->eval();
+    dpt::save(model, folder.path.string());
+    dpt::DPTModel loaded = dpt::load(folder.path.string());
+    const at::NoGradGuard no_grad;
+    const at::Tensor images = at::rand({1, 3, 64, 96});
+    const dpt::Output ours = model->forward(images), theirs = loaded->forward(images);
+    EXPECT_TRUE(ours.depth.equal(theirs.depth));
+    EXPECT_TRUE(ours.logits.equal(theirs.logits));
+    EXPECT_EQ(ours.logits.sizes(), at::IntArrayRef({1, 5, 64, 96}));
+    EXPECT_FALSE(ours.aux_logits.defined());
+    model->train();
+    EXPECT_EQ(model->forward(at::rand({2, 3, 64, 64})).aux_logits.sizes(),
+              at::IntArrayRef({2, 5, 16, 16}));
+  }
+}
+
+TEST(Checkpoint, EncoderAloneIsTakenFromAnotherModel) {
+  const TemporaryFolder folder;
+  for (const dpt::Config& config : small_family()) {
+    dpt::DPTModel trained(config);
+    dpt::save(trained, folder.path.string());
+    dpt::Model model(config);
+    dpt::initialize(model);
+    const at::Tensor before = model.head.depth->conv1.weight.clone();
+    dpt::load_encoder(model, folder.path.string());
+    const auto wanted = trained->named_parameters();
+    dpt::for_each_tensor(
+        model.encoder,
+        [&](const std::string& name, at::Tensor& tensor, const dpt::TensorInfo& info) {
+          if (info.role == dpt::Role::kParameter) {
+            EXPECT_TRUE(tensor.equal(wanted[name])) << name;
+          }
+        },
+        "encoder.");
+    EXPECT_TRUE(model.head.depth->conv1.weight.equal(before));
+  }
 }
 
 TEST(Checkpoint, NamesTheNetworkThatItDoesNotHave) {

@@ -15,7 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from torchdpt import DPTConfig, DPTModel, Prediction, cli, list_presets
+import torchdpt_command
+from torchdpt import DPTConfig, DPTModel, FileResult, Prediction, cli, list_presets, results
+from torchdpt.classes import ADE20K
+from torchdpt_command import main
 
 CONFIG = DPTConfig(
     image_size=64,
@@ -44,7 +47,9 @@ def write_photograph(path: Path, height: int = 40, width: int = 60) -> None:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """The results in a folder."""
+    paths = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return paths - {results.MANIFEST}
 
 
 # --- predict ---
@@ -55,8 +60,7 @@ def test_predict_writes_what_the_model_predicts(checkpoint: str, tmp_path: Path)
     out = tmp_path / "out"
     formats = "color,png16,npz,npy,pfm"
     assert (
-        cli.main(["predict", str(tmp_path / "a.png"), "--model", checkpoint, "--out", str(out), "--format", formats])
-        == 0
+        main(["predict", str(tmp_path / "a.png"), "--model", checkpoint, "--out", str(out), "--format", formats]) == 0
     )
     assert files(out) == {"a_color.png", "a_depth.png", "a.npz", "a.npy", "a.pfm"}
     want = DPTModel.from_pretrained(checkpoint).predict(tmp_path / "a.png").depth
@@ -64,25 +68,94 @@ def test_predict_writes_what_the_model_predicts(checkpoint: str, tmp_path: Path)
     assert np.abs(Prediction.load(out / "a_depth.png").depth - want).max() <= np.ptp(want) / 65534
 
 
-def test_names_never_collide(checkpoint: str, tmp_path: Path) -> None:
-    for name in ("in/a.png", "in/x/a.png", "in/y/a.png", "in/y/a.bmp", "in/b.JPG"):
+def stems(folder: Path) -> set[str]:
+    return {name.removesuffix(".npy") for name in files(folder)}
+
+
+@pytest.mark.parametrize(
+    ("photographs", "arguments", "want"),
+    [
+        (["in/a.jpg", "in/a.png", "in/a_jpg.png"], ["in"], {"a_jpg", "a_png", "a_jpg_jpg"}),
+        (["in/x/a.png", "in/y/a.png", "in/y/a.bmp", "in/b.JPG"], ["in"], {"x/a", "y/a_png", "y/a_bmp", "b"}),
+        (["in/x/a.png"], ["in"], {"x/a"}),
+        (["in/x/a.png"], ["in/x"], {"a"}),
+        (["in/x/a.png"], ["in", "in/x/a.png"], {"x/a"}),
+        (["p/x/a.png", "q/x/a.png", "p/b.png", "r/c.png"], ["p", "q", "r"], {"p/x/a", "q/x/a", "p/b", "c"}),
+        (["p/d/a.png", "q/d/a.png"], ["p/d", "q/d"], {"d/a_png", "d/a_png_png"}),
+        (["p/a.png", "q/a.png", "q/b.png"], ["p/a.png", "q/a.png"], {"p/a", "q/a"}),
+        (["p/x/a.png", "p/y/a.png", "p/y/b.bmp"], ["p/*/*.png"], {"x/a", "y/a"}),
+        (["p/.a.png", "p/.b/a.png", "p/c.png"], ["p"], {"c"}),  # hidden
+    ],
+)
+def test_names_mirror_folders_and_never_collide(
+    photographs: list[str],
+    arguments: list[str],
+    want: set[str],
+    checkpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in photographs:
         write_photograph(tmp_path / name)
-    (tmp_path / "in/notes.txt").write_text("no image")
-    out = tmp_path / "in" / "out"  # below the images: its pictures are no input of the next run
-    arguments = ["predict", str(tmp_path / "in"), str(tmp_path / "in/a.png"), "--model", checkpoint, "--out", str(out)]
-    want = {"a.npy", "x/a.npy", "y/a_png.npy", "y/a_bmp.npy", "b.npy"}
-    for _ in range(2):
-        assert cli.main([*arguments, "--format", "npy"]) == 0
-        assert files(out) == want
+    for _ in range(2):  # and stay
+        assert main(["predict", *arguments, "--model", checkpoint, "--out", "o", "--format", "npy"]) == 0
+        assert stems(tmp_path / "o") == want
+
+
+def test_results_are_no_input_of_the_next_run(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_photograph(tmp_path / "a.png")
+    for argument in (".", "**/*.png", "."):
+        assert main(["predict", argument, "--model", checkpoint, "--out", "out", "--format", "color"]) == 0
+        assert files(tmp_path / "out") == {"a_color.png"}
+    for argument in ("out", "out/*.png"):
+        assert main(["predict", argument, "--model", checkpoint, "--out", "out"]) == 2
+        assert f"{argument}: all its images are below out, the folder of the results" in capsys.readouterr().err
+
+
+def test_resume_takes_only_results_of_the_same_photograph_and_settings(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/a.png", "q/a.png"):
+        write_photograph(tmp_path / name)
+    out = tmp_path / "o"
+
+    def run(folder: str, *options: str) -> str:
+        command = ["predict", folder, "--model", checkpoint, "--out", "o", "--resume", "--format"]
+        assert main([*command, *(options or ["npy"])]) == 0
+        return capsys.readouterr().err
+
+    run("p")
+    first = (out / "a.npy").read_bytes()
+    assert "0 of 1 are there already" in run("q")
+    assert files(out) == {"a.npy", "a_png.npy"}
+    assert (out / "a.npy").read_bytes() == first
+    for folder in ("p", "q"):
+        assert "1 of 1 are there already" in run(folder)
+    assert "0 of 1 are there already" in run("p", "npy", "--input-size", "96")
+    assert (out / "a.npy").read_bytes() != first
+    assert "0 of 1 are there already" in run("p")
+    assert (out / "a.npy").read_bytes() == first
+    assert "0 of 1 are there already" in run("p", "npz")
+    assert "1 of 1 are there already" in run("p", "npz,npy")
+    (out / "a.npy").write_bytes(b"")
+    assert "0 of 1 are there already" in run("p", "npz,npy")
+    (out / results.MANIFEST).write_text("[]")
+    assert main(["predict", "p", "--model", checkpoint, "--out", "o"]) == 2
+    assert "damaged; delete it" in capsys.readouterr().err
 
 
 def test_globs(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("1.png", "2.png", "3.bmp"):
         write_photograph(tmp_path / name)
     out = tmp_path / "out"
-    assert cli.main(["predict", f"{tmp_path}/*.png", "--model", checkpoint, "--out", str(out), "--format", "npy"]) == 0
+    assert main(["predict", f"{tmp_path}/*.png", "--model", checkpoint, "--out", str(out), "--format", "npy"]) == 0
     assert files(out) == {"1.npy", "2.npy"}
-    assert cli.main(["predict", f"{tmp_path}/*.tif", "--model", checkpoint]) == 2
+    assert main(["predict", f"{tmp_path}/*.tif", "--model", checkpoint]) == 2
     assert f"{tmp_path}/*.tif: matches no file" in capsys.readouterr().err
 
 
@@ -99,44 +172,103 @@ def test_bad_files_are_reported_and_the_others_finished(
             write_photograph(tmp_path / "in" / name, 32, 48)
     out = tmp_path / "out"
     arguments = ["predict", str(tmp_path / "in"), "--model", checkpoint, "--out", str(out), "--format", "npy"]
-    assert cli.main(arguments) == 1
+    assert main(arguments) == 1
     message = capsys.readouterr().err
     assert "190 of 200 images" in message
     assert "10 failed:" in message
     assert all(f"{tmp_path}/in/{name}: " in message for name in bad)
     want = {f"{i:03}.npy" for i in range(200)} - {name.replace("png", "npy") for name in bad}
     assert files(out) == want
-    # Interrupted before the last 90, and resumed.
-    before = {name: (out / name).read_bytes() for name in want}
-    gone = sorted(want)[100:]
-    for name in gone:
-        (out / name).unlink()
-    kept = {name: (out / name).stat().st_mtime_ns for name in files(out)}
-    assert cli.main([*arguments, "--resume"]) == 1
-    assert "100 of 200 are there already" in capsys.readouterr().err
-    assert {name: (out / name).read_bytes() for name in files(out)} == before
-    assert all((out / name).stat().st_mtime_ns == time_ for name, time_ in kept.items())
 
 
-def test_interrupted_run_leaves_whole_files_and_says_how_to_go_on(checkpoint: str, tmp_path: Path) -> None:
-    for i in range(300):
-        write_photograph(tmp_path / "in" / f"{i}.png", 200, 300)
+def test_interrupted_run_is_resumed_to_the_same_end(checkpoint: str, tmp_path: Path) -> None:
+    bad = {f"{i}.png" for i in range(5, 200, 20)}
+    for i in range(200):
+        write_photograph(tmp_path / "in" / f"{i}.png", 100, 150)
+    for name in bad:
+        (tmp_path / "in" / name).write_bytes(b"broken")
+
+    def start(out: Path, *options: str) -> subprocess.Popen[str]:
+        arguments = ["predict", str(tmp_path / "in"), "--model", checkpoint, "--out", str(out), "--format", "npy"]
+        # A shell's background jobs, and so their children, are deaf to SIGINT.
+        return subprocess.Popen(
+            [sys.executable, "-m", "torchdpt_command", *arguments, "--batch-size", "1", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
     out = tmp_path / "out"
-    arguments = ["predict", str(tmp_path / "in"), "--model", checkpoint, "--out", str(out), "--batch-size", "1"]
-    command = [sys.executable, "-m", "torchdpt.cli", *arguments, "--format", "npy"]
-    # A shell's background jobs, and so their children, are deaf to SIGINT.
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    )
+    process = start(out)
     deadline = time.monotonic() + 60
-    while not list(out.glob("[0-9]*.npy")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    while len(list(out.glob("[0-9]*.npy"))) < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command with --resume goes on" in message
-    assert 0 < len(files(out)) < 300
-    assert all(np.load(out / name).shape == (200, 300) for name in files(out))  # also: no temporary file
+    kept = {name: (out / name).stat().st_mtime_ns for name in files(out)}
+    assert 0 < len(kept) < 190
+    assert all(np.load(out / name).shape == (100, 150) for name in kept)  # also: no temporary file
+    process = start(out, "--resume")
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 1
+    # The one that was being written may be whole, and not yet noted.
+    there = int(message.split(" of 200 are there already")[0])
+    assert len(kept) - 1 <= there <= len(kept)
+    assert "10 failed:" in message
+    assert all(f"/in/{name}: not an image" in message for name in bad)
+    want = {f"{i}.npy" for i in range(200) if f"{i}.png" not in bad}
+    assert files(out) == want
+    assert sum((out / name).stat().st_mtime_ns == written for name, written in kept.items()) >= there
+    straight = tmp_path / "straight"
+    assert start(straight).wait(timeout=60) == 1
+    assert all((straight / name).read_bytes() == (out / name).read_bytes() for name in want)
+
+
+def test_closed_output_stops_nothing(checkpoint: str, tmp_path: Path) -> None:
+    for i in range(12):
+        write_photograph(tmp_path / "in" / f"{i}.png")
+    command = [sys.executable, "-m", "torchdpt_command", "predict", str(tmp_path / "in"), "--model", checkpoint]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out"), "--format", "npy", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    message = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert message.count("nobody reads the output any more; going on without it") == 1
+    assert len(files(tmp_path / "out")) == 12
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    code = "import sys, torchdpt_command as c\ntry: c.main([{!r}])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    for option in ("--help", "--version", "--print-completion=bash"):
+        assert subprocess.run([sys.executable, "-c", code.format(option)], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_interrupt_while_torch_is_imported_is_silent() -> None:
+    code = (
+        "import sys, builtins, torchdpt_command as c\noriginal = builtins.__import__\n"
+        "def stop(name, *rest):\n  if name == 'torch': raise KeyboardInterrupt\n  return original(name, *rest)\n"
+        "builtins.__import__ = stop\nsys.exit(c.main(['models']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_doctor_reports_a_torch_that_does_not_fit(option: list[str]) -> None:
+    code = "import sys, torch, torchdpt_command; torch.__version__ = '2.99.1'; "
+    code += f"sys.exit(torchdpt_command.main(['doctor', *{option}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "and this is torch 2.99.1: rebuild it" in done.stdout
+    assert done.stderr == ""
 
 
 def test_full_disk_is_an_error_of_the_file(
@@ -149,8 +281,8 @@ def test_full_disk_is_an_error_of_the_file(
 
     monkeypatch.setattr(os, "fsync", full)
     out = tmp_path / "out"
-    assert cli.main(["predict", str(tmp_path / "a.png"), "--model", checkpoint, "--out", str(out)]) == 1
-    assert "a.png: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "a.png"), "--model", checkpoint, "--out", str(out)]) == 1
+    assert f"a.png: No space left on device: {out}/a_color.png" in capsys.readouterr().err
     assert files(out) == set()
 
 
@@ -158,9 +290,7 @@ def test_json_lines(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     write_photograph(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("text")
     out = tmp_path / "out"
-    assert (
-        cli.main(["predict", str(tmp_path), "--model", checkpoint, "--out", str(out), "--format", "npz", "--json"]) == 1
-    )
+    assert main(["predict", str(tmp_path), "--model", checkpoint, "--out", str(out), "--format", "npz", "--json"]) == 1
     good, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert good == {
         "image": f"{tmp_path}/a.png",
@@ -172,15 +302,64 @@ def test_json_lines(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not an image" in bad["error"]
 
 
+class Stub:
+    """A model of which the command needs the config alone."""
+
+    def __init__(self, config: DPTConfig) -> None:
+        self.config = config
+
+
+@pytest.mark.parametrize(
+    ("depth", "classes", "names"),
+    [
+        (True, 0, {"a_color.png", "a_depth.png"}),
+        (False, 150, {"a_overlay.png", "a_labels.png"}),
+        (True, 150, {"a_color.png", "a_depth.png", "a_overlay.png", "a_labels.png"}),
+    ],
+)
+def test_default_formats_are_of_what_the_model_predicts(
+    depth: bool,
+    classes: int,
+    names: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = np.array([[0, 0, 2, 255], [0, 1, 2, 255]])
+    prediction = Prediction(
+        np.ones((2, 4), np.float32) if depth else None,
+        image=np.zeros((2, 4, 3), np.uint8),
+        labels=labels if classes else None,
+        classes=ADE20K if classes else None,
+    )
+    stub = Stub(CONFIG.replace(depth_head=depth, num_classes=classes))
+    monkeypatch.setattr(cli, "load_model", lambda *_: stub)
+    monkeypatch.setattr("torchdpt.predict_files", lambda _, paths, **__: [FileResult(str(paths[0]), prediction, None)])
+    write_photograph(tmp_path / "a.png")
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "a.png"), "--model", "stub", "--out", str(out)]
+    assert main([*arguments, "--json"]) == 0
+    assert files(out) == names
+    record = json.loads(capsys.readouterr().out)
+    assert record["kind"] == ("relative_inverse_depth" if depth else None)
+    shares = [("wall", 0.375), ("sky", 0.25), ("building", 0.125)]
+    want = [{"name": name, "share": share} for name, share in shares]
+    assert record.get("labels") == (want if classes else None)
+    assert main([*arguments, "--resume"]) == 0
+    assert "1 of 1 are there already" in capsys.readouterr().err
+    if not (depth and classes):
+        format, there = ("labels", "depth") if depth else ("pfm", "classes")
+        assert main([*arguments, "--format", format]) == 2
+        error = capsys.readouterr().err
+        assert f"--format: this model predicts {there} alone; wanted of " in error
+        assert f"got '{format}'" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["predict", "{folder}", "--model", "dpt_tiny"], "no images in this folder (wanted files ending in"),
         (["predict", "a.png", "--model", "dpt_tiny", "--format", "exr"], "--format must be a comma-separated list of"),
-        (
-            ["predict", "a.png", "--model", "dpt_tiny", "--batch-size", "0"],
-            "batch_size must be an integer of at least 1, got 0",
-        ),
         (
             ["predict", "a.png", "--model", "dpt_tiny", "--device", "quantum"],
             "--device must be cpu, cuda, cuda:1, ..., got 'quantum'",
@@ -188,20 +367,37 @@ def test_json_lines(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["predict", "a.png", "--model", "{folder}"], "has no model.safetensors; pass the folder"),
         (["export", "dpt_tiny", "m.h5"], "path must end in .pt2 or .onnx"),
         (["bench", "dpt_tiny", "--image", "missing.jpg"], "missing.jpg"),
+        (["bench", "dpt_tiny", "--image", "{folder}/text.png"], "{folder}/text.png: not an image"),
+        (["predict", "a.png", "--model", "dpt_tny"], "no preset of that name; did you mean dpt_tiny"),
+        (["info", "qqq"], "no preset of that name; `torchdpt models` lists them"),
+        *(
+            (["predict", "a.png", "--model", "dpt_tiny", "--device", name], "--device must be cpu, cuda, cuda:1, ...")
+            for name in ("mps", "xpu", "meta")
+        ),
+        (["predict", "a.png", "--model", "dpt_tiny", "--out", "{folder}/text.png"], "results cannot be written there"),
+        (["predict", "a.png", "--model", "dpt_tiny", "--out", "{folder}/text.png/x"], "(Not a directory)"),
+        (["predict", "a.png", "--model", "dpt_tiny", "--input-size", "100000"], "pass a smaller input_size"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main([argument.format(folder=tmp_path) for argument in arguments]) == 2
+    if "text.png" in str(arguments):
+        (tmp_path / "text.png").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.format(folder=tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.format(folder=tmp_path) in error
     assert "Traceback" not in error
 
 
 def test_unknown_model_in_a_fresh_process() -> None:
     # What looks like a hub id, where no network is; in a process that has imported nothing of the hub's.
-    command = [sys.executable, "-m", "torchdpt.cli", "info", "some/where"]
+    command = [sys.executable, "-m", "torchdpt_command", "info", "some/where"]
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 2
@@ -209,10 +405,22 @@ def test_unknown_model_in_a_fresh_process() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--runs=0", "--runs=-1", "--warm-up=-1", "--runs=x"])
+def test_bad_counts_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "dpt_tiny", option])
+    assert "wanted a whole number" in capsys.readouterr().err
+
+
+def test_missing_file_is_named_once(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", f"{tmp_path}/a.png", "--model", checkpoint, "--out", str(tmp_path / "o")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"  {tmp_path}/a.png: No such file or directory"
+
+
 @pytest.mark.parametrize("text", ["100x", "0", "1x2x3", "wide", "-5"])
 def test_bad_sizes_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["predict", "a.png", "--model", "dpt_tiny", f"--input-size={text}"])
+        main(["predict", "a.png", "--model", "dpt_tiny", f"--input-size={text}"])
     assert f"wanted pixels, N or HEIGHTxWIDTH, got '{text}'" in capsys.readouterr().err
 
 
@@ -220,22 +428,22 @@ def test_bad_sizes_are_refused(text: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_info(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", checkpoint, "--json"]) == 0
+    assert main(["info", checkpoint, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["parameters"] == sum(p.numel() for p in DPTModel(CONFIG).parameters())
     assert values["network input of a 640 x 480 photograph"] == "96 x 64"
     assert values["what it is"] == "a checkpoint in the layout of torchdpt"
     assert values["ignored"] == "none"
     assert values["preprocessing"]["multiple_of"] == 32
-    assert cli.main(["info", checkpoint]) == 0
+    assert main(["info", checkpoint]) == 0
     assert "multiply-additions" in capsys.readouterr().out
-    assert cli.main(["info", "dpt_tiny"]) == 0
+    assert main(["info", "dpt_tiny"]) == 0
     assert "a preset: the description of a network, without weights" in capsys.readouterr().out
 
 
 def test_info_names_what_a_file_stores_and_never_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zeros = DPTModel(CONFIG.replace(head_features=32)).save_pretrained(tmp_path, layout="transformers")
-    assert cli.main(["info", str(tmp_path), "--json"]) == 0
+    assert main(["info", str(tmp_path), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["what it is"] == "a checkpoint in the layout of transformers"
     assert values["ignored"] == sorted(zeros)
@@ -249,10 +457,10 @@ def test_hub_options_reach_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "models--someone--depth/refs").mkdir()
     (tmp_path / "models--someone--depth/refs/v2").write_text("0" * 40)
     where = ["--cache-dir", str(tmp_path), "--local-files-only"]
-    assert cli.main(["info", "someone/depth", "--revision", "v2", *where]) == 0
+    assert main(["info", "someone/depth", "--revision", "v2", *where]) == 0
     assert str(folder) in capsys.readouterr().out
-    assert cli.main(["convert", "someone/depth", str(tmp_path / "out"), "--revision", "v2", *where]) == 0
-    assert cli.main(["info", "someone/depth", *where]) == 2  # its main branch is not there
+    assert main(["convert", "someone/depth", str(tmp_path / "out"), "--revision", "v2", *where]) == 0
+    assert main(["info", "someone/depth", *where]) == 2  # its main branch is not there
     assert "is not whole in the hub's cache" in capsys.readouterr().err
 
 
@@ -275,36 +483,36 @@ def test_multiply_additions_are_those_of_the_paper(capsys: pytest.CaptureFixture
 
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["models", "--json"]) == 0
+    assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert list(rows) == list_presets()
     assert rows["dpt_large"]["parameters"] == 341_848_257
-    assert cli.main(["models"]) == 0
+    assert main(["models"]) == 0
     assert "341.8 M" in capsys.readouterr().out
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["runs with torch"] == torch.__version__
     assert values["problems"] == "none"
 
 
 def test_convert_and_export(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["convert", checkpoint, str(tmp_path / "hf"), "--layout", "transformers"]) == 0
+    assert main(["convert", checkpoint, str(tmp_path / "hf"), "--layout", "transformers"]) == 0
     assert "written as zeros" in capsys.readouterr().err
-    assert cli.main(["convert", str(tmp_path / "hf"), str(tmp_path / "back")]) == 0
+    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "back")]) == 0
     want, got = (DPTModel.from_pretrained(path) for path in (checkpoint, tmp_path / "back"))
     assert all(torch.equal(a, b) for a, b in zip(got.parameters(), want.parameters(), strict=True))
     assert got.processor == want.processor
-    assert cli.main(["export", checkpoint, str(tmp_path / "m.pt2"), "--size", "64x96", "--static"]) == 0
+    assert main(["export", checkpoint, str(tmp_path / "m.pt2"), "--size", "64x96", "--static"]) == 0
     program = torch.export.load(tmp_path / "m.pt2").module()
     images = torch.rand(1, 3, 64, 96)
     assert (program(images)["depth"] - want(images).depth).abs().max() <= 1e-5
 
 
 def test_bench_reports_each_stage(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", checkpoint, "--runs", "2", "--warm-up", "0", "--json"]) == 0
+    assert main(["bench", checkpoint, "--runs", "2", "--warm-up", "0", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert {
         f"{name} (ms, median)" for name in ("decode", "prepare", "network", "resize and write", "total")
@@ -312,7 +520,7 @@ def test_bench_reports_each_stage(checkpoint: str, capsys: pytest.CaptureFixture
 
 
 def test_help_has_an_example_for_each_command() -> None:
-    parser = cli.build_parser()
+    parser = torchdpt_command.build_parser()
     (commands,) = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
     assert set(commands) == {"predict", "info", "convert", "export", "models", "doctor", "bench"}
     for name, command in commands.items():
@@ -320,7 +528,7 @@ def test_help_has_an_example_for_each_command() -> None:
 
 
 def test_completion_is_printed() -> None:
-    command = [sys.executable, "-m", "torchdpt.cli", "--print-completion", "bash"]
+    command = [sys.executable, "-m", "torchdpt_command", "--print-completion", "bash"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--input-size" in done.stdout
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)

@@ -43,7 +43,7 @@ class CountGraphs:
 
 def make_model(config=TINY, dtype=torch.float64):
     model = DPTModel(config, dtype=dtype)
-    nn.init.constant_(model.head.conv3.bias, 1)  # depth lies well above zero, so that the last ReLU is open everywhere
+    nn.init.constant_(model.head.depth.conv3.bias, 1)  # so that the last ReLU is open everywhere
     return model
 
 
@@ -101,7 +101,7 @@ def test_stages_compile_alone():
             (model.encoder, (images,)),
             (model.reassemble, (taps, (64, 96))),
             (model.fusion, (maps,)),
-            (model.head, (fused,)),
+            (model.head, fused),
         ):
             want = stage(*args)
             got = torch.compile(stage, fullgraph=True, backend="aot_eager")(*args)
@@ -126,7 +126,7 @@ def test_parametrized_weight_compiles():
             return 2 * weight
 
     model = make_model()
-    nn.utils.parametrize.register_parametrization(model.head.conv1, "weight", Double())
+    nn.utils.parametrize.register_parametrization(model.head.depth.conv1, "weight", Double())
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_parametrized_weight_compiles():
 
 def test_hook_on_a_stage_compiles():
     model = make_model()
-    model.fusion.register_forward_hook(lambda _module, _args, output: 2 * output)
+    model.fusion.register_forward_hook(lambda _module, _args, output: tuple(2 * map for map in output))
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.no_grad():
@@ -215,7 +215,7 @@ def operators(model, images, checkpoint=False):
         taps = list(model.encoder(images))
         maps = list(model.reassemble(taps, size))
         fused = model.fusion(maps)
-    for tensor in (*taps, *maps, fused):
+    for tensor in (*taps, *maps, *fused):
         tensor.requires_grad_()
     dpt = torch.ops.dpt
     return {

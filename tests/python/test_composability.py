@@ -29,7 +29,7 @@ STAGES = ["encoder", "reassemble", "fusion", "head"]
 @pytest.fixture
 def model():
     model = DPTModel(TINY)
-    nn.init.constant_(model.head.conv3.bias, 1)  # depth lies well above zero, so that the last ReLU is open everywhere
+    nn.init.constant_(model.head.depth.conv3.bias, 1)  # so that the last ReLU is open everywhere
     return model
 
 
@@ -70,7 +70,7 @@ def test_strict_load_names_what_is_missing_and_unexpected(model):
 def test_load_with_assign_takes_the_tensors_themselves(model):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
-    assert model.head.conv1.weight.data_ptr() == state["head.conv1.weight"].data_ptr()
+    assert model.head.depth.conv1.weight.data_ptr() == state["head.depth.conv1.weight"].data_ptr()
 
 
 def test_state_dict_survives_torch_save(model, images, tmp_path):
@@ -176,7 +176,7 @@ def test_to_meta_gives_shapes_alone(model, images):
 def test_to_channels_last(model, images):
     want = model(images).depth
     model = model.to(memory_format=torch.channels_last)
-    assert model.head.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.head.depth.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert_fp32_close(model(images.to(memory_format=torch.channels_last)).depth, want)
 
 
@@ -201,7 +201,7 @@ def test_autocast_gives_the_dtypes_of_torch_modules(model, images):
         maps = model.reassemble(taps, (64, 96))
         fused = model.fusion(maps)
     assert {tap.dtype for tap in taps} == {torch.float32}
-    assert {map.dtype for map in (*maps, fused)} == {torch.bfloat16}
+    assert {map.dtype for map in (*maps, *fused)} == {torch.bfloat16}
 
 
 # --- threads ---
@@ -268,10 +268,10 @@ def test_lora_is_saved_merged(model, images, tmp_path):
 
 def test_parametrized_weight_norm_works(model, images):
     want = model(images).depth
-    nn.utils.parametrizations.weight_norm(model.head.conv1)
+    nn.utils.parametrizations.weight_norm(model.head.depth.conv1)
     assert_fp32_close(model(images).depth, want)  # g * v / |v| is the weight itself at first
     with torch.no_grad():
-        model.head.conv1.parametrizations.weight.original0.mul_(2)
+        model.head.depth.conv1.parametrizations.weight.original0.mul_(2)
     assert (model(images).depth - want).abs().max() > 1e-3
 
 
@@ -354,12 +354,12 @@ def test_pruning_made_permanent_works(model, images):
     prune.remove(model.encoder.blocks[0].attn.qkv, "weight")
     assert (model.encoder.blocks[0].attn.qkv.weight == 0).float().mean() == 0.5
     assert torch.equal(
-        model(images).depth, model.head(model.fusion(model.reassemble(model.encoder(images), (64, 96)))).depth
+        model(images).depth, model.head(*model.fusion(model.reassemble(model.encoder(images), (64, 96)))).depth
     )
 
 
 def test_sync_batch_norm_is_refused():
-    with pytest.raises(ValueError, match=r"convert_sync_batchnorm cannot reach.*model\.fusion\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"convert_sync_batchnorm cannot reach.*model\.synchronize_batch_norm\(\)"):
         nn.SyncBatchNorm.convert_sync_batchnorm(DPTModel(BATCH_NORM))
 
 
@@ -382,7 +382,7 @@ def test_forward_hooks_run_on_the_stages(model, images):
 
 
 def test_forward_hook_on_a_stage_can_change_its_output(model, images):
-    model.fusion.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+    model.fusion.register_forward_hook(lambda _module, _args, output: tuple(torch.zeros_like(map) for map in output))
     depth = model(images).depth
     # Zeros in, so the same bias everywhere out.
     assert torch.equal(depth[:, 8:-8, 8:-8], depth[0, 32, 48].expand(2, 48, 80))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchdpt import DPTModel
+
 SCRIPTS = Path(__file__).parent / "scripts"
 SCRIPT = SCRIPTS / "train_ddp.py"
 
@@ -62,3 +64,24 @@ def test_sharding_single_blocks_is_refused(parallel: dict[str, float | str], che
     message = str(parallel[f"fsdp_blocks {checkpointing}"])
     assert message.startswith("`encoder.blocks.0` has a hook")
     assert "model.fusion and model.head, and so does fully_shard" in message
+
+
+@pytest.fixture(scope="module")
+def batch_norm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    out = tmp_path_factory.mktemp("batch_norm") / "errors.json"
+    torchrun(2, SCRIPTS / "synchronized_batch_norm.py", out)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+@pytest.mark.parametrize("what", ["outputs", "gradients", "statistics"])
+def test_synchronised_batch_norm_of_two_processes_equals_one(
+    batch_norm: dict[str, dict[str, float]], way: str, what: str
+) -> None:
+    assert batch_norm[way][what] <= 1e-9  # float64, sums in another order
+    assert batch_norm["not synchronised"][what] >= 1e-3
+
+
+def test_synchronised_batch_norm_wants_a_process_group() -> None:
+    with pytest.raises(ValueError, match="there is no process group; call torch"):
+        DPTModel("dpt_tiny", device="meta").synchronize_batch_norm()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ TOLERANCE = 2e-6
 def make_model(config=TINY):
     torch.manual_seed(0)
     model = DPTModel(config)
-    nn.init.constant_(model.head.conv3.bias, 1)  # depth lies well above zero
+    nn.init.constant_(model.head.depth.conv3.bias, 1)  # depth lies well above zero
     with torch.no_grad():
         model.eval()
         for name, buffer in model.named_buffers():
@@ -231,8 +232,8 @@ def test_failed_trace_restores_the_modes(tmp_path, monkeypatch):
     [
         ("model.pt", {}, r"path must end in \.pt2 or \.onnx, got '.*model\.pt'"),
         ("nowhere/model.pt2", {}, r"there is no folder '.*nowhere'; create it first"),
-        ("model.pt2", {"size": (64, 72)}, "multiples of the patch size 16, got 64 x 72"),
-        ("model.pt2", {"size": (0, 64)}, "multiples of the patch size 16, got 0 x 64"),
+        ("model.pt2", {"size": (64, 72)}, "multiples of 16, got 64 x 72"),
+        ("model.pt2", {"size": (0, 64)}, "multiples of 16, got 0 x 64"),
         ("model.pt2", {"size": (32, 64)}, "at least 48 x 48 with dynamic=True, got 32 x 64"),
     ],
 )
@@ -271,3 +272,18 @@ def test_export_in_train_mode_updates_running_statistics():
     for name, want in model.named_buffers():
         assert torch.allclose(got[name].double(), want.double(), rtol=1e-5), name
         assert not torch.equal(want, dict(make_model(VARIANT).named_buffers())[name])
+
+
+def test_full_disk_is_an_oserror_and_leaves_nothing(tmp_path: Path) -> None:
+    # In a process of its own: what writes in C++ would abort it.
+    code = (
+        "import resource, signal, sys, torch, torchdpt\n"
+        "model = torchdpt.DPTModel('dpt_tiny').eval()\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "try: torchdpt.export(model, sys.argv[1], dynamic=False)\n"
+        "except OSError as error: print(error.strerror)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.pt2"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
+    assert not list(tmp_path.iterdir())

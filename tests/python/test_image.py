@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -50,6 +51,37 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif[0x0112] = orientation
     data = png(Image.fromarray(np.ascontiguousarray(STORED[orientation])), exif=exif)
     assert np.array_equal(load_image(data), RGB)
+
+
+def test_exif_orientation_of_a_jpeg_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    smooth = np.stack(np.broadcast_arrays(np.arange(48)[:, None] * 4, np.arange(64) * 3, 99), 2).astype(np.uint8)
+    file = io.BytesIO()
+    turned = np.ascontiguousarray(smooth.transpose(1, 0, 2)[::-1])
+    Image.fromarray(turned).save(file, "JPEG", exif=exif, quality=95)
+    got = load_image(file.getvalue())
+    assert got.shape == smooth.shape
+    assert np.abs(got.astype(int) - smooth).max() <= 12  # lossy
+
+
+def test_files_of_other_modes_are_the_photograph() -> None:
+    """Files, as a camera or a drawing program leaves them; by hand, from what is stored."""
+    gray, alpha = np.full((8, 8), 90, np.uint8), np.full((8, 8), 3, np.uint8)
+    file = png(Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)]))
+    assert np.array_equal(load_image(file), np.full((8, 8, 3), 90))
+    indices = RNG.integers(0, 3, (8, 8), dtype=np.uint8)
+    palette = np.array([[255, 0, 10], [20, 30, 40], [1, 2, 3]], np.uint8)
+    picture = Image.fromarray(indices).convert("P")
+    picture.putdata(indices.ravel())
+    picture.putpalette(palette.tobytes())
+    assert np.array_equal(load_image(png(picture)), palette[indices])
+    assert np.array_equal(load_image(png(picture, transparency=1)), palette[indices])
+    inks = [Image.new("L", (16, 16), ink) for ink in (200, 100, 0, 51)]
+    cmyk = io.BytesIO()
+    Image.merge("CMYK", inks).save(cmyk, "JPEG", quality=95)
+    want = np.array([255 - 200, 255 - 100, 255]) * (255 - 51) / 255
+    assert np.abs(load_image(cmyk.getvalue()) - want).max() <= 4  # lossy
 
 
 def test_sixteen_bit_gray_keeps_its_levels(tmp_path: Path) -> None:
@@ -165,7 +197,10 @@ def animation(format: str) -> bytes:
         (b"", "the bytes: empty, no bytes; wanted JPEG, PNG"),
         (b"just text", "the bytes: not an image that can be read, it begins with b'just tex'; wanted JPEG"),
         (truncated(), "the bytes: a damaged image"),
-        (bomb(), "the bytes: .*decompression bomb.*raise PIL.Image.MAX_IMAGE_PIXELS"),
+        (
+            bomb(),
+            "the bytes: 50000 x 50000 pixels are more than .*decompression bomb.*raise PIL.Image.MAX_IMAGE_PIXELS",
+        ),
         (animation("GIF"), "the bytes: a GIF, which is often an animation; wanted .* save one frame as PNG"),
         (animation("PNG"), "the bytes: 2 pictures in one file"),
         (pickle.dumps({"a": 1}), "the bytes: not an image"),
@@ -174,6 +209,7 @@ def animation(format: str) -> bytes:
         (np.zeros((4, 4, 3), np.int64), "must be uint8, uint16 or floating point, got int64"),
         (np.full((4, 4, 3), 255.0), r"must be in \[0, 1\], got values from 255.0 to 255.0; divide by 255"),
         (torch.full((3, 4, 4), torch.nan), r"must be in \[0, 1\], got values from nan to nan"),
+        (torch.zeros(6, 5, 3), r"must be \[C, H, W\] of 1, 3 or 4 channels, got \[6, 5, 3\]; permute it"),
         (torch.zeros(1, 3, 4, 4), r"a tensor image must be \[C, H, W\] or \[H, W\], got \[1, 3, 4, 4\]; pass a list"),
         (17, "must be a path, bytes, a PIL image, an array or a tensor, got int"),
         (Image.fromarray(np.full((2, 2), 70000, np.int32)), "32-bit values from 70000 to 70000"),
@@ -183,6 +219,51 @@ def animation(format: str) -> bytes:
 def test_bad_images_are_refused(image: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_image(image)
+
+
+def test_limit_is_that_of_pillow_without_its_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = png(Image.fromarray(RGB))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 35)
+        assert np.array_equal(load_image(data), RGB)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 34)
+        with pytest.raises(ValueError, match=r"the bytes: 7 x 5 pixels are more than 34"):
+            load_image(data)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        assert np.array_equal(load_image(data), RGB)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff", "bmp", "avif"])
+def test_damaged_files_are_named(format: str, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, format)
+    whole = file.getvalue()
+    path = tmp_path / "photo"
+    rng = np.random.default_rng(1)
+    messages = []
+    for trial in range(150):
+        data = bytearray(whole[: rng.integers(20, len(whole))] if trial % 3 == 0 else whole)
+        for at in rng.integers(4, min(len(data), 200), 4):
+            data[at] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            load_image(path)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert [message for message in messages if not message.startswith(f"{path}: ")] == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError, KeyError, struct.error, SyntaxError])
+def test_any_exception_of_a_decoder_is_a_damaged_image(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error("decoder")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(ValueError, match="the bytes: a damaged image"):
+        load_image(png(Image.fromarray(RGB)))
 
 
 def test_bad_paths_are_refused(tmp_path: Path) -> None:
@@ -354,3 +435,17 @@ def test_bad_settings_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"preprocessor_config.json: not settings of an image processor"):
         ImageProcessor.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "setting", ['"do_rescale": false', '"do_resize": false', '"do_pad": true', '"rescale_factor": 1.0']
+)
+def test_settings_that_cannot_be_honoured_are_refused(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(f"{{{setting}}}")
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: not settings of .*{setting.split(chr(34))[1]}"):
+        ImageProcessor.from_folder(tmp_path)
+
+
+def test_exact_size_that_is_too_small_is_named() -> None:
+    with pytest.raises(ValueError, match=r"the size 4 x 4 is too small: .* use at least 32 x 32"):
+        ImageProcessor(4, "exact").network_size(480, 640)

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 CPP = {
     "dpt/export": set(),
     "dpt/common": {"dpt/export"},
-    "dpt/layers": {"dpt/common"},
+    "dpt/ops/all_reduce": {"dpt/common"},
+    "dpt/layers": {"dpt/common", "dpt/ops/all_reduce"},
     "dpt/ops": {"dpt/common", "dpt/layers"},
     "dpt/encoder": {"dpt/layers", "dpt/ops", "dpt/common"},
     "dpt/decoder": {"dpt/layers", "dpt/ops", "dpt/common"},
@@ -21,13 +22,26 @@ CPP = {
     "dpt/io/atomic_file": {"dpt/common"},
     "dpt/io/safetensors": {"dpt/common", "dpt/io/safetensors_header", "dpt/io/atomic_file"},
     "dpt/config": {"dpt/encoder", "dpt/decoder", "dpt/io/json", "dpt/common"},
+    "dpt/presets": {"dpt/config"},
     "dpt/model": {"dpt/config", "dpt/encoder", "dpt/decoder"},
     "dpt/io/names": {"dpt/config"},
     "dpt/io/transformers_config": {"dpt/config"},
-    "dpt/io/isl_org": {"dpt/io/names", "dpt/config"},
+    "dpt/io/shapes": {"dpt/io/names"},
+    "dpt/io/isl_org": {"dpt/io/names", "dpt/io/shapes"},
+    "dpt/io/source": {
+        "dpt/model",
+        "dpt/io/names",
+        "dpt/io/shapes",
+        "dpt/io/transformers_config",
+        "dpt/io/isl_org",
+        "dpt/io/safetensors",
+    },
+    "dpt/io/encoder_weights": {"dpt/model", "dpt/ops", "dpt/io/names", "dpt/io/shapes", "dpt/io/source"},
     "dpt/io/checkpoint": {
         "dpt/model",
         "dpt/io/names",
+        "dpt/io/shapes",
+        "dpt/io/source",
         "dpt/io/transformers_config",
         "dpt/io/isl_org",
         "dpt/io/safetensors",
@@ -35,7 +49,7 @@ CPP = {
     },
     "dpt/module": {"dpt/model", "dpt/io/checkpoint"},
     "dpt/operators": {"dpt/model"},
-    "bindings": {"dpt/model", "dpt/io/checkpoint", "dpt/io/safetensors"},
+    "bindings": {"dpt/model", "dpt/io/checkpoint", "dpt/io/encoder_weights", "dpt/io/safetensors"},
 }
 PYTHON = {
     "_build": set(),
@@ -44,12 +58,16 @@ PYTHON = {
     "colormaps": set(),
     "files": set(),
     "image": {"files"},
-    "prediction": {"colormaps", "files"},
-    "predict": {"image", "prediction", "model"},  # the model's type alone
+    "classes": {"files"},
+    "prediction_files": {"classes"},
+    "prediction": {"classes", "colormaps", "files", "prediction_files"},
+    "predict": {"classes", "image", "prediction", "model", "stages"},  # types of the last two
     "checkpoint": {"_C", "files"},
-    "model": {"config", "checkpoint", "image", "predict", "prediction", "_C"},
+    "stages": {"_C", "config"},
+    "model": {"_C", "checkpoint", "classes", "config", "image", "predict", "prediction", "stages"},
     "export": {"model"},
-    "cli": {"_build", "checkpoint", "export", "model", "predict", "prediction"},
+    "results": {"files"},
+    "cli": {"_build", "checkpoint", "export", "model", "predict", "prediction", "prediction_files", "results"},
 }
 
 

@@ -65,7 +65,9 @@ def test_wheel_holds_headers_and_a_cmake_package_and_no_tests() -> None:
     assert headers <= names
     assert {"torchdpt/lib/libdpt.so", "torchdpt/py.typed", "torchdpt/_C.pyi", "torchdpt/_build.py"} <= names
     assert "torchdpt/share/cmake/dpt/dptConfig.cmake" in names
-    allowed = ("torchdpt/", f"torchdpt-{torchdpt.__version__}.dist-info/")
+    assert "torchdpt_command.py" in names
+    command = ("torchdpt_command.py", "__pycache__/torchdpt_command.")
+    allowed = ("torchdpt/", *command, f"torchdpt-{torchdpt.__version__}.dist-info/")
     # Besides, the command, as it lies beside the interpreter.
     assert [Path(name).parts[-2:] for name in names if not name.startswith(allowed)] == [("bin", "torchdpt")]
     assert [name for name in names if "test" in name or name.endswith((".cpp", ".cu", ".in"))] == []

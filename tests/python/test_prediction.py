@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from torchdpt import PointCloud, Prediction
+from torchdpt.classes import ADE20K, Classes
 from torchdpt.colormaps import apply_colormap
 
 RNG = np.random.default_rng(0)
@@ -37,6 +39,21 @@ def metric() -> Prediction:
     depth = RNG.random((5, 7), dtype=np.float32) * 9 + 1
     depth[1, 2], depth[3, 3], depth[0, 0] = np.nan, np.inf, 0
     return Prediction(depth, "metric_depth", "m", RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+
+
+PHOTOGRAPH = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def segmented(num_classes: int = 150, image: np.ndarray | None = PHOTOGRAPH) -> Prediction:
+    labels = RNG.integers(0, num_classes, (5, 7))
+    labels[0, 0] = num_classes - 1
+    if num_classes < 256:
+        labels[2, 3] = 255
+    return Prediction(labels=labels, classes=Classes.default_for(num_classes), image=image)
+
+
+def joint() -> Prediction:
+    return dataclasses.replace(metric(), labels=segmented().labels, classes=ADE20K)
 
 
 # Maps without contrast or without a valid pixel.
@@ -78,6 +95,61 @@ DEGENERATE = {
 def test_bad_arguments_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Prediction(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "must have depth, labels or both, got neither"),
+        ({"image": PHOTOGRAPH}, "got neither"),
+        ({"labels": np.zeros((2, 2), np.int64)}, r"labels need classes, .* got None; pass Classes.default_for"),
+        ({"labels": np.zeros((2, 2), np.int64), "classes": ("wall",)}, r"labels need classes"),
+        ({"depth": np.zeros((2, 2), np.float32), "classes": ADE20K}, "classes are those of labels, and there are none"),
+        (
+            {"labels": np.zeros((2, 2), np.uint8), "classes": ADE20K},
+            r"int64 array \[H, W\], got uint8 \[2, 2\]; convert",
+        ),
+        ({"labels": np.zeros((2, 0), np.int64), "classes": ADE20K}, r"got int64 \[2, 0\]"),
+        (
+            {"labels": np.array([[150]]), "classes": ADE20K},
+            "must be from 0 to 149, as there are classes, or 255, .* 150",
+        ),
+        ({"labels": np.array([[0, -1]]), "classes": ADE20K}, "got -1"),
+        ({"labels": np.array([[300]]), "classes": Classes.numbered(300)}, "from 0 to 299"),
+        (
+            {"depth": np.zeros((2, 2), np.float32), "labels": np.zeros((2, 3), np.int64), "classes": ADE20K},
+            r"labels must be \[2, 2\], as depth, got \[2, 3\]",
+        ),
+        (
+            {"labels": np.zeros((2, 2), np.int64), "classes": ADE20K, "kind": "metric_depth", "unit": "m"},
+            "kind and unit are those of depth, and there is none, got 'metric_depth', 'm'",
+        ),
+    ],
+)
+def test_bad_labels_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prediction(**fields)
+
+
+def test_what_is_not_predicted_is_refused() -> None:
+    only_labels, only_depth = segmented(), metric()
+    assert (only_labels.depth, only_labels.kind, only_labels.unit) == (None, None, None)
+    for ask in (lambda p: p.valid, Prediction.colorize, lambda p: p.point_cloud(fov=60)):
+        with pytest.raises(ValueError, match="needs depth, and this prediction has labels alone"):
+            ask(only_labels)
+    for ask in (Prediction.label_colors, Prediction.overlay, Prediction.class_shares):
+        with pytest.raises(ValueError, match="needs labels, and this prediction has depth alone"):
+            ask(only_depth)
+
+
+def test_class_shares_are_of_all_pixels_and_largest_first() -> None:
+    labels = np.array([[2, 2, 2, 0], [0, 1, 255, 255]])
+    prediction = Prediction(labels=labels, classes=Classes("three", ("a", "b", "c")))
+    assert prediction.class_shares() == [("c", 3 / 8), ("a", 2 / 8), ("b", 1 / 8)]
+    nothing = Prediction(labels=np.full((2, 2), 255), classes=ADE20K)
+    assert nothing.class_shares() == []
+    last = Prediction(labels=np.full((2, 2), 255), classes=Classes.numbered(256))  # there, 255 is a class
+    assert last.class_shares() == [("class 255", 1.0)]
 
 
 def test_depth_is_contiguous() -> None:
@@ -161,6 +233,39 @@ def test_notebooks_show_the_photograph_beside_the_depth() -> None:
         assert picture.size == (7, 5)
 
 
+def test_notebooks_show_all_that_is_there() -> None:
+    both, labels, bare = joint(), segmented(), segmented(image=None)
+    for prediction, want in (
+        (both, [both.image, both.colorize(), both.overlay()]),
+        (labels, [labels.image, labels.overlay()]),
+        (bare, [bare.label_colors()]),
+    ):
+        with Image.open(io.BytesIO(prediction._repr_png_())) as picture:
+            assert np.array_equal(np.asarray(picture), np.concatenate(want, axis=1))
+
+
+def test_overlay_is_that_of_isl_org_and_leaves_ignored_pixels() -> None:
+    prediction = segmented()
+    known = prediction.labels != 255
+    for alpha in (0.0, 0.3, 0.5, 1.0):
+        blend = Image.blend(Image.fromarray(PHOTOGRAPH), Image.fromarray(prediction.label_colors()), alpha)
+        picture = prediction.overlay(alpha)
+        assert picture.dtype == np.uint8
+        assert np.array_equal(picture[known], np.asarray(blend)[known])
+        assert np.array_equal(picture[~known], PHOTOGRAPH[~known])
+    assert np.array_equal(prediction.overlay(), prediction.overlay(0.5))
+    assert not prediction.label_colors()[~known].any()
+    assert np.array_equal(prediction.label_colors()[known], np.array(ADE20K.palette)[prediction.labels[known]])
+
+
+def test_overlay_needs_a_photograph_and_resizes_it() -> None:
+    with pytest.raises(ValueError, match="overlay needs the photograph, and this prediction has none"):
+        segmented(image=None).overlay()
+    with pytest.raises(ValueError, match="alpha must be from 0 to 1, got 2"):
+        segmented().overlay(2)
+    assert segmented(image=np.zeros((50, 20, 3), np.uint8)).overlay().shape == (5, 7, 3)
+
+
 # --- files ---
 
 
@@ -235,6 +340,89 @@ def test_pfm_has_the_bottom_row_first(tmp_path: Path) -> None:
     assert np.array_equal(np.reshape(values, (5, 7)), prediction.depth[::-1])
 
 
+@pytest.mark.parametrize("format", ["labels", "npz"])
+@pytest.mark.parametrize("num_classes", [1, 2, 150, 255, 256, 257, 1000])
+def test_load_reads_labels_and_classes(format: str, num_classes: int, tmp_path: Path) -> None:
+    prediction = segmented(num_classes)
+    back = Prediction.load(prediction.save(tmp_path / "labels", format=format))
+    assert back.depth is None
+    assert back.labels.dtype == np.int64
+    assert np.array_equal(back.labels, prediction.labels)
+    assert back.classes == prediction.classes
+    with pytest.raises(ValueError, match="holds no depth, got kind='metric_depth'; leave kind out"):
+        Prediction.load(tmp_path / "labels", kind="metric_depth")
+
+
+def test_npz_holds_both(tmp_path: Path) -> None:
+    prediction = joint()
+    back = Prediction.load(prediction.save(tmp_path / "both.npz"))
+    assert (back.kind, back.unit, back.classes) == ("metric_depth", "m", ADE20K)
+    assert np.array_equal(back.depth, prediction.depth, equal_nan=True)
+    assert np.array_equal(back.labels, prediction.labels)
+    with np.load(tmp_path / "both.npz") as file:
+        assert set(file) == {"depth", "valid", "kind", "unit", "labels", "classes", "class_names", "palette"}
+        assert file["class_names"][0] == "wall"
+    assert Prediction.load(prediction.save(tmp_path / "depth.png")).labels is None
+    assert Prediction.load(prediction.save(tmp_path / "labels.png", format="labels")).depth is None
+
+
+def test_label_file_is_a_png_with_a_palette(tmp_path: Path) -> None:
+    prediction = segmented()
+    prediction.save(tmp_path / "labels.png")  # the default of a .png without depth
+    with Image.open(tmp_path / "labels.png") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), prediction.labels)
+        assert np.array_equal(np.asarray(image.convert("RGB")), prediction.label_colors())
+        meaning = json.loads(image.text["torchdpt"])
+    assert meaning == {**ADE20K.to_json(), "ignore": 255}
+    segmented(257).save(tmp_path / "many.png")
+    with Image.open(tmp_path / "many.png") as image:
+        assert np.asarray(image).dtype == np.uint16
+        assert json.loads(image.text["torchdpt"])["ignore"] is None
+
+
+def test_overlay_file_is_the_picture(tmp_path: Path) -> None:
+    prediction = segmented()
+    prediction.save(tmp_path / "overlay.png", format="overlay")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "overlay.png")), prediction.overlay())
+
+
+def test_label_files_that_others_changed_are_refused(tmp_path: Path) -> None:
+    segmented().save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as image:
+        text = PngImagePlugin.PngInfo()
+        text.add_text("torchdpt", image.text["torchdpt"])
+        image.convert("RGB").save(tmp_path / "rgb.png", pnginfo=text)
+        image.remap_palette([*range(1, 256), 0]).save(tmp_path / "sorted.png", pnginfo=text)
+        image.convert("L").save(tmp_path / "gray.png", pnginfo=text)
+    for name, reason in (("rgb", "PNG of mode RGB"), ("gray", "PNG of mode L"), ("sorted", "the palette is not that")):
+        with pytest.raises(ValueError, match=reason):
+            Prediction.load(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "format", "message"),
+    [
+        (segmented, "x.png", "png16", "must be one of labels, npz, overlay, got 'png16', which needs depth"),
+        (segmented, "x.png", "color", "got 'color', which needs depth"),
+        (segmented, "x.npy", None, "must end in .png or .npz, got '.*x.npy'; depth is not here"),
+        (segmented, "x.jpg", None, "must end in .png or .npz, got '.*x.jpg'"),
+        (
+            lambda: segmented(image=None),
+            "x.png",
+            "overlay",
+            "one of labels, npz, got 'overlay', which needs labels and",
+        ),
+        (metric, "x.png", "labels", "one of png16, npy, npz, pfm, color, got 'labels', which needs labels"),
+        (metric, "x.png", "overlay", "got 'overlay', which needs labels and image"),
+    ],
+)
+def test_formats_of_what_is_not_there_are_refused(make, name: str, format: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().save(tmp_path / name, format=format)
+    assert not list(tmp_path.iterdir())
+
+
 def test_color_file_is_the_picture(tmp_path: Path) -> None:
     prediction = relative()
     prediction.save(tmp_path / "depth.png", format="color", colormap="spectral")
@@ -265,9 +453,16 @@ def test_repr_is_one_line() -> None:
     assert repr(Prediction(depth)) == "Prediction(3 x 1 pixels, relative_inverse_depth from 1 to 2)"
     assert repr(Prediction(depth, "metric_depth", "m")) == "Prediction(3 x 1 pixels, metric_depth from 1 to 2 m)"
     assert repr(Prediction(depth[:, 2:])) == "Prediction(1 x 1 pixels, relative_inverse_depth none valid)"
+    labels = np.array([[2, 2, 0]])
+    want = "2 of 150 classes (ADE20K), largest sky (67%))"
+    assert repr(Prediction(labels=labels, classes=ADE20K)) == f"Prediction(3 x 1 pixels, {want}"
+    both = Prediction(depth, labels=labels, classes=ADE20K)
+    assert repr(both) == f"Prediction(3 x 1 pixels, relative_inverse_depth from 1 to 2, {want}"
+    nothing = Prediction(labels=np.array([[255]]), classes=ADE20K)
+    assert repr(nothing) == "Prediction(1 x 1 pixels, 0 of 150 classes (ADE20K))"
 
 
-@pytest.mark.parametrize("format", ["png16", "color", "npy", "npz", "pfm"])
+@pytest.mark.parametrize("format", ["png16", "color", "npy", "npz", "pfm", "labels", "overlay"])
 def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch, format: str) -> None:
     path = tmp_path / "depth"
     path.write_text("old")
@@ -277,7 +472,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*depth'"):
-        relative().save(path, format=format)
+        joint().save(path, format=format)
     assert [file.name for file in tmp_path.iterdir()] == ["depth"]
     assert path.read_text() == "old"
 
@@ -309,9 +504,16 @@ def test_disk_that_fills_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_other_files_are_not_loaded(tmp_path: Path) -> None:
-    Image.new("L", (4, 4)).save(tmp_path / "plain.png")
+def test_pictures_hold_no_depth(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.tif", "a.webp", "a.bmp"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
     relative().save(tmp_path / "color.png", format="color")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=f"{path.name}: a picture, which holds no depth and no labels"):
+            Prediction.load(path)
+
+
+def test_other_files_are_not_loaded(tmp_path: Path) -> None:
     with Image.open(relative().save(tmp_path / "eight.png")) as image:  # its text kept, its levels not
         text = PngImagePlugin.PngInfo()
         text.add_text("torchdpt", image.text["torchdpt"])
@@ -324,7 +526,7 @@ def test_other_files_are_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("text")
     np.savez(tmp_path / "objects.npz", depth=np.array([{}], dtype=object))
     for path in list(tmp_path.iterdir()):
-        message = rf"{path.name}: not a 16-bit PNG, NPZ, NPY or PFM file that Prediction.save wrote"
+        message = rf"{path.name}: not a PNG of depth or labels, NPZ, NPY or PFM file that Prediction.save wrote"
         with pytest.raises(ValueError, match=message):
             Prediction.load(path)
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
@@ -416,6 +618,9 @@ def test_bad_points_are_refused(arguments: tuple, message: str) -> None:
         ({"intrinsics": (0, 1, 1, 1)}, "fx and fy positive"),
         ({"intrinsics": (1, 1, np.nan, 1)}, "must be finite"),
         ({"intrinsics": np.eye(3)}, r"must be finite \(fx, fy, cx, cy\)"),
+        ({"fov": "60"}, "fov must be between 0 and 180 degrees, got '60'"),
+        ({"intrinsics": 500}, r"must be finite \(fx, fy, cx, cy\).* got 500"),
+        ({"intrinsics": "1234"}, "must be finite"),
         ({"fov": 60, "scale": 1.0}, "metric depth needs no scale"),
     ],
 )

@@ -22,13 +22,17 @@ def test_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     # In the place of a published checkpoint and of DPT-Base, networks as deep and less wide.
     torchdpt.DPTModel(NARROW).save_pretrained(tmp_path / "dpt-large")
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "photo.jpg")
-    monkeypatch.setattr(torchdpt.DPTConfig, "preset", lambda name: {"dpt_base": NARROW}[name])
+    joint = NARROW.replace(num_classes=150, fusion_norm="batch", auxiliary_head="penultimate")
+    presets = {"dpt_base": NARROW, "dpt_hybrid_joint": joint}
+    monkeypatch.setattr(torchdpt.DPTConfig, "preset", presets.__getitem__)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in BLOCKS:
         exec(block, names)
-    assert len(BLOCKS) == 4
-    assert {"depth.png", "picture.png", "mine", "mine.onnx"} <= {path.name for path in tmp_path.iterdir()}
+    assert len(BLOCKS) == 5
+    assert {"depth.png", "picture.png", "overlay.png", "mine", "mine.onnx"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
     model, images = names["model"], names["images"]
     assert torch.equal(names["depth"], model(images).depth)
     assert names["attention"].shape == (1, 2, 865, 865)

@@ -260,7 +260,7 @@ def head(x, w):
 def forward(images, w, c):
     taps = encode(images, part(w, "encoder"), c)
     maps = reassemble(taps, images.shape[2:], part(w, "reassemble"), c)
-    return head(fuse(maps, part(w, "fusion"), c), part(w, "head"))
+    return head(fuse(maps, part(w, "fusion"), c), part(w, "head.depth"))
 
 
 # Helpers
@@ -308,7 +308,7 @@ def assert_parity(ours, reference):
 def place_last_bias(model, below):
     """So that of `below`, which the last ReLU would get, two thirds are above zero."""
     with torch.no_grad():
-        model.head.get_parameter("conv3.bias").sub_(np.quantile(below, 1 / 3))
+        model.head.get_parameter("depth.conv3.bias").sub_(np.quantile(below, 1 / 3))
 
 
 def set_zero(model, *suffixes):
@@ -463,7 +463,7 @@ def test_fusion_equals_reference(sizes, norm):
     maps = level_maps(model.config, sizes)
     want = fuse([x.numpy() for x in maps], arrays(model.fusion), model.config)
     assert want.shape == (2, 11, 2 * sizes[0][0], 2 * sizes[0][1])
-    assert_parity(model.fusion(maps), want)
+    assert_parity(model.fusion(maps)[0], want)
 
 
 @pytest.mark.parametrize("sizes", LEVELS[:2])
@@ -473,7 +473,7 @@ def test_fusion_in_training_normalises_by_the_batch_and_moves_its_statistics(siz
     before = arrays(model.fusion)
     statistics = {}
     want = fuse([x.numpy() for x in maps], before, model.config, training=True, statistics=statistics)
-    assert_parity(model.fusion(maps), want)
+    assert_parity(model.fusion(maps)[0], want)
     after = model.fusion.state_dict()
     assert len(statistics) == 7 * 2 * 2
     for name, value in statistics.items():
@@ -500,7 +500,7 @@ def test_fusion_upsamples_with_coinciding_corners_to_the_next_finer_size(sizes):
         want = resize(want, *x.shape[2:], align_corners=True) + x.numpy()
     height, width = sizes[0]
     want = resize(want, 2 * height, 2 * width, align_corners=True)
-    got = model.fusion(maps)
+    (got,) = model.fusion(maps)
     assert_parity(got, want)
     # Corners stay where they are.
     level = maps[3]
@@ -524,7 +524,7 @@ def test_residual_unit_equals_reference(size, norm):
     set_identity(model.fusion.get_parameter("0.project.weight"))
     maps = level_maps(config, [size, (3, 3), (2, 2), (1, 1)])
     want = residual_unit(maps[0].numpy(), part(w, "0.unit2"), config, False, {}, "")
-    assert_parity(model.fusion(maps), resize(want, 2 * size[0], 2 * size[1], align_corners=True))
+    assert_parity(model.fusion(maps)[0], resize(want, 2 * size[0], 2 * size[1], align_corners=True))
 
 
 # Head
@@ -534,8 +534,8 @@ def test_residual_unit_equals_reference(size, norm):
 def test_depth_head_equals_reference(size):
     model = make_model(NARROW)
     x = random(3, 11, *size)
-    place_last_bias(model, before_last_relu(x.numpy(), arrays(model.head)))
-    want = head(x.numpy(), arrays(model.head))
+    place_last_bias(model, before_last_relu(x.numpy(), arrays(model.head.depth)))
+    want = head(x.numpy(), arrays(model.head.depth))
     assert want.shape == (3, 2 * size[0], 2 * size[1])
     assert (want > 0).mean() >= 0.5
     assert_parity(model.head(x).depth, want)
@@ -566,8 +566,8 @@ def test_network_equals_reference(config, size):
         taps = encode(images.numpy(), part(w, "encoder"), config)
         maps = reassemble(taps, size, part(w, "reassemble"), config)
         fused = fuse(maps, part(w, "fusion"), config)
-        place_last_bias(model, before_last_relu(fused, part(w, "head")))
-        want = head(fused, arrays(model.head))
+        place_last_bias(model, before_last_relu(fused, part(w, "head.depth")))
+        want = head(fused, arrays(model.head.depth))
         # A clipped or constant output would agree too easily.
         assert (want > 0).mean() >= 0.5
         assert want.std() >= 0.1 * want.max()
@@ -576,7 +576,7 @@ def test_network_equals_reference(config, size):
         got_maps = model.reassemble(got_taps, size)
         for ours, reference in zip([*got_taps, *got_maps], [*taps, *maps], strict=True):
             assert_parity(ours, reference)
-        assert_parity(model.fusion(got_maps), fused)
+        assert_parity(model.fusion(got_maps)[0], fused)
 
 
 def test_comparison_fails_when_the_reference_is_another_network():
@@ -584,8 +584,8 @@ def test_comparison_fails_when_the_reference_is_another_network():
     images = random(1, 3, 48, 80)
     with torch.no_grad():
         w = arrays(model)
-        w["head.conv3.bias"] += 1
-        model.head.conv3.bias.add_(1)
+        w["head.depth.conv3.bias"] += 1
+        model.head.depth.conv3.bias.add_(1)
         ours = model(images).depth
     assert_parity(ours, forward(images.numpy(), w, NARROW))
     for other in (
@@ -597,7 +597,7 @@ def test_comparison_fails_when_the_reference_is_another_network():
         with pytest.raises(AssertionError):
             assert_parity(ours, forward(images.numpy(), w, other))
     for name in w:
-        if name == "head.conv3.bias" or name.endswith("qkv.bias"):
+        if name == "head.depth.conv3.bias" or name.endswith("qkv.bias"):
             continue
         changed = dict(w)
         changed[name] = w[name] * (1 + 1e-3)

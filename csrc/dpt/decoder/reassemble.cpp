@@ -41,15 +41,16 @@ Tensor ReassembleLevel::operator()(const Tensor& tokens, const c10::SymInt& h,
   return resample(project(grid));
 }
 
-Reassemble::Reassemble(const ReassembleOptions& options) : patch_size(options.patch_size) {
-  for (size_t i = 0; i < 4; ++i) {
+Reassemble::Reassemble(const ReassembleOptions& options) : options(options) {
+  for (int64_t i = 0; i < 4; ++i) {
     const int64_t width = options.width, channels = options.channels[i];
     levels.push_back({
+        .convolutional = i < options.conv_levels,
         .read = {.mode = options.readout,
                  .num_prefix_tokens = options.num_prefix_tokens,
                  .project = {.in = 2 * width, .out = width}},
         .project = {.in = width, .out = channels},
-        .resample = Resample(channels, patch_size, options.strides[i]),
+        .resample = Resample(channels, options.patch_size, options.strides[i]),
     });
   }
 }
@@ -58,20 +59,33 @@ std::vector<Tensor> Reassemble::operator()(at::TensorList taps, const c10::SymIn
                                            const c10::SymInt& width) const {
   TORCH_CHECK_VALUE(taps.size() == levels.size(), "reassemble: needs ", levels.size(),
                     " taps, finest level first, got ", taps.size());
+  const int64_t patch_size = options.patch_size;
   const c10::SymInt h = height / patch_size, w = width / patch_size;
   TORCH_CHECK_VALUE(
       h * patch_size == height && w * patch_size == width && h > 0 && w > 0,
       "reassemble: size must be the image's (height, width), multiples of the patch size ",
       patch_size, ", got ", height, " x ", width,
       "; size is the (height, width) of the image, not of the patch grid");
-  const c10::SymInt num_tokens = h * w + levels[0].read.num_prefix_tokens;
+  const c10::SymInt num_tokens = h * w + options.num_prefix_tokens;
   std::vector<Tensor> maps;
   for (size_t i = 0; i < levels.size(); ++i) {
-    TORCH_CHECK_VALUE(taps[i].dim() == 3 && taps[i].sym_size(1) == num_tokens, "reassemble: tap ",
-                      i, " must be [B, ", num_tokens, ", D] for an image of ", height, " x ", width,
-                      " pixels and patches of ", patch_size, ", got ", taps[i].sym_sizes(),
+    const Tensor& tap = taps[i];
+    if (levels[i].convolutional) {
+      const int64_t stride = options.strides[i], channels = options.channels[i];
+      TORCH_CHECK_VALUE(tap.dim() == 4 && tap.sym_size(1) == channels &&
+                            tap.sym_size(2) == height / stride && tap.sym_size(3) == width / stride,
+                        "reassemble: tap ", i, " must be [B, ", channels, ", ", height / stride,
+                        ", ", width / stride, "] for an image of ", height, " x ", width,
+                        " pixels, got ", tap.sym_sizes(),
+                        "; size is the (height, width) of the image");
+      maps.push_back(tap);
+      continue;
+    }
+    TORCH_CHECK_VALUE(tap.dim() == 3 && tap.sym_size(1) == num_tokens, "reassemble: tap ", i,
+                      " must be [B, ", num_tokens, ", D] for an image of ", height, " x ", width,
+                      " pixels and patches of ", patch_size, ", got ", tap.sym_sizes(),
                       "; size is the (height, width) of the image, not of the patch grid");
-    maps.push_back(levels[i](taps[i], h, w));
+    maps.push_back(levels[i](tap, h, w));
   }
   return maps;
 }

@@ -42,8 +42,10 @@ struct DPT_API Resample {
   }
 };
 
-// One level: Read, Concatenate to a grid, 1x1 projection, Resample.
+// One level: Read, Concatenate to a grid, 1x1 projection, Resample. Of a convolutional stage it is
+// nothing: the stage's map already is what these make.
 struct DPT_API ReassembleLevel {
+  bool convolutional = false;
   Read read;
   Conv2d project;
   Resample resample;
@@ -53,6 +55,7 @@ struct DPT_API ReassembleLevel {
 
   template <class Visitor>
   void visit(Visitor&& v) {
+    if (convolutional) return;
     v("read", read);
     v("project", project);
     v("resample", resample);
@@ -62,17 +65,18 @@ struct DPT_API ReassembleLevel {
 struct DPT_API ReassembleOptions {
   ReadMode readout;
   int64_t width, num_prefix_tokens, patch_size;
+  int64_t conv_levels;                       // that many of the finest come as maps
   std::array<int64_t, 4> strides, channels;  // finest level first
 };
 
 struct DPT_API Reassemble {
-  int64_t patch_size;
+  ReassembleOptions options;
   std::vector<ReassembleLevel> levels;  // finest first
 
   explicit Reassemble(const ReassembleOptions& options);
 
-  // Four of [B, 1+N, D] for an image of height x width -> four of [B, C_i, H / s_i, W / s_i],
-  // finest first.
+  // Four of [B, 1+N, D], or of [B, C_i, H / s_i, W / s_i] for the first conv_levels, for an image
+  // of height x width -> four of [B, C_i, H / s_i, W / s_i], finest first.
   std::vector<Tensor> operator()(at::TensorList taps, const c10::SymInt& height,
                                  const c10::SymInt& width) const;
 

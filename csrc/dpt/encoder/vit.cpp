@@ -1,9 +1,8 @@
 #include "dpt/encoder/vit.h"
 
-#include <ATen/autocast_mode.h>
-
 #include <cmath>
 
+#include "dpt/encoder/image.h"
 #include "dpt/ops/checkpoint.h"
 #include "dpt/ops/resize.h"
 
@@ -48,11 +47,11 @@ Block::Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, dou
 
 ViT::ViT(const ViTOptions& options)
     : patch_size(options.patch_size),
-      grid(options.image_size / options.patch_size),
+      grid(options.grid),
       width(options.width),
       distilled(options.distilled),
       taps(options.taps),
-      patch_embed{.in = 3,
+      patch_embed{.in = options.in_channels,
                   .out = options.width,
                   .kernel = options.patch_size,
                   .stride = options.patch_size},
@@ -68,35 +67,18 @@ Tensor ViT::resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const 
   return at::cat({pos_embed.slice(1, 0, prefix), resized.flatten(2).transpose(1, 2)}, 1);
 }
 
-Tensor ViT::embed(const Tensor& image) const {
-  TORCH_CHECK_VALUE(
-      image.dim() == 4 && image.sym_size(1) == 3, "encode: images must be [B, 3, H, W], got ",
-      image.sym_sizes(),
-      "; add the batch dimension with images[None], repeat a gray channel three times");
-  const c10::SymInt h = image.sym_size(2) / patch_size, w = image.sym_size(3) / patch_size;
-  TORCH_CHECK_VALUE(
-      h * patch_size == image.sym_size(2) && w * patch_size == image.sym_size(3) && h > 0 && w > 0,
-      "encode: height and width must be multiples of the patch size ", patch_size, ", got ",
-      image.sym_size(2), " x ", image.sym_size(3), "; resize or pad the images to such a size");
-  const at::ScalarType dtype = patch_embed.weight.scalar_type();
-  const at::DeviceType device = image.device().type();
-  const bool autocast =
-      at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
-  TORCH_CHECK_VALUE(image.scalar_type() == dtype || (autocast && image.is_floating_point()),
-                    "encode: images must have the dtype of the model, ", dtype, ", got ",
-                    image.scalar_type(),
-                    "; normalise them as floating point and convert with images.to()");
-  const c10::SymInt batch = image.sym_size(0);
-  const Tensor patches = patch_embed(image).flatten(2).transpose(1, 2);  // [B, N, D]
+Tensor ViT::embed(const Tensor& pixels) const {
+  const c10::SymInt batch = pixels.sym_size(0);
+  const c10::SymInt h = pixels.sym_size(2) / patch_size, w = pixels.sym_size(3) / patch_size;
+  const Tensor patches = patch_embed(pixels).flatten(2).transpose(1, 2);  // [B, N, D]
   std::vector<Tensor> tokens{cls_token.expand_symint({batch, 1, width})};
   if (distilled) tokens.push_back(dist_token.expand_symint({batch, 1, width}));
   tokens.push_back(patches);
   return at::cat(tokens, 1) + resized_pos_embed(h, w);
 }
 
-std::vector<Tensor> ViT::operator()(const Tensor& image, bool checkpoint) const {
+std::vector<Tensor> ViT::transform(Tensor x, bool checkpoint) const {
   std::vector<Tensor> tapped;
-  Tensor x = embed(image);
   for (int64_t i = 0; i <= taps.back(); ++i) {
     x = checkpoint ? dpt::checkpoint(blocks[i], x) : blocks[i](x);
     if (i == taps[tapped.size()]) tapped.push_back(x);
@@ -104,13 +86,22 @@ std::vector<Tensor> ViT::operator()(const Tensor& image, bool checkpoint) const 
   return tapped;
 }
 
-Tensor ViT::attention(const Tensor& image, int64_t block) const {
+Tensor ViT::attention_of(Tensor x, int64_t block) const {
   TORCH_CHECK_VALUE(block >= 0 && block < static_cast<int64_t>(blocks.size()),
                     "attention: block must be in [0, ", blocks.size(), "), got ", block,
                     "; blocks are counted from 0");
-  Tensor x = embed(image);
   for (int64_t i = 0; i < block; ++i) x = blocks[i](x);
   return blocks[block].attn.weights(blocks[block].norm1(x));
+}
+
+std::vector<Tensor> ViT::operator()(const Tensor& image, bool /*training*/, bool checkpoint) const {
+  check_image(image, patch_size, patch_embed.weight.scalar_type());
+  return transform(embed(image), checkpoint);
+}
+
+Tensor ViT::attention(const Tensor& image, int64_t block) const {
+  check_image(image, patch_size, patch_embed.weight.scalar_type());
+  return attention_of(embed(image), block);
 }
 
 }  // namespace dpt

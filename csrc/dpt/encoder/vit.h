@@ -1,5 +1,5 @@
 // csrc/dpt/encoder/vit.h -- the Vision Transformer encoder (Dosovitskiy et al. 2021) and its
-// distilled form (DeiT, Touvron et al. 2021): image -> the tokens after four of its blocks.
+// distilled form (DeiT, Touvron et al. 2021): image -> the tokens after some of its blocks.
 #pragma once
 
 #include "dpt/layers.h"
@@ -61,18 +61,19 @@ struct DPT_API Block {
   }
 };
 
-struct DPT_API ViTOptions {
-  int64_t image_size, patch_size;  // native: they fix the grid of the position embedding
+struct ViTOptions {
+  int64_t in_channels, patch_size;
+  int64_t grid;  // side of the position embedding, in patches
   int64_t width, depth, heads, mlp_width;
   bool qkv_bias, distilled;
   double layer_norm_eps;
-  std::array<int64_t, 4> taps;
+  std::vector<int64_t> taps;  // blocks, ascending; the last one is the last
 };
 
 struct DPT_API ViT {
   int64_t patch_size = 16, grid = 24, width = 0;
   bool distilled = false;
-  std::array<int64_t, 4> taps{};
+  std::vector<int64_t> taps;
   Tensor cls_token, dist_token, pos_embed;
   Conv2d patch_embed;
   std::vector<Block> blocks;
@@ -82,13 +83,20 @@ struct DPT_API ViT {
   // Tokens before the patch tokens: the readout token and, when distilled, the distillation token.
   int64_t num_prefix_tokens() const { return distilled ? 2 : 1; }
 
-  // image [B, 3, H, W] -> four of [B, 1+N, D] (distilled: 2+N), the outputs of the blocks `taps`,
-  // not normalised. H and W are multiples of the patch size. With `checkpoint` the blocks keep only
-  // their inputs for the backward pass.
-  std::vector<Tensor> operator()(const Tensor& image, bool checkpoint = false) const;
+  // image [B, 3, H, W] -> [B, 1+N, D] for each of `taps` (distilled: 2+N), the outputs of these
+  // blocks, not normalised. H and W are multiples of the patch size. With `checkpoint` the blocks
+  // keep only their inputs for the backward pass.
+  std::vector<Tensor> operator()(const Tensor& image, bool training = false,
+                                 bool checkpoint = false) const;
 
   // The attention weights of one block, [B, heads, 1+N, 1+N].
   Tensor attention(const Tensor& image, int64_t block) const;
+
+  // The steps of these two: pixels (of an image, or of a map in ViT-Hybrid) to tokens with the
+  // position embedding added, [B, in, H, W] -> [B, 1+N, D]; tokens through the blocks.
+  Tensor embed(const Tensor& pixels) const;
+  std::vector<Tensor> transform(Tensor tokens, bool checkpoint) const;
+  Tensor attention_of(Tensor tokens, int64_t block) const;
 
   template <class Visitor>
   void visit(Visitor&& v) {
@@ -110,8 +118,6 @@ struct DPT_API ViT {
     }
   };
 
-  // image -> [B, 1+N, D], position embedding added.
-  Tensor embed(const Tensor& image) const;
   // The position embedding of an h x w grid, [1, 1+h*w, D].
   Tensor resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const;
 };

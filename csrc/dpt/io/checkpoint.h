@@ -5,16 +5,10 @@
 #include <map>
 #include <utility>
 
+#include "dpt/io/names.h"
 #include "dpt/model.h"
 
 namespace dpt {
-
-enum class Layout {
-  kTorchdpt,      // our names; config.json is Config::to_json
-  kTransformers,  // Hugging Face transformers, DPTForDepthEstimation with a plain ViT
-                  // (Intel/dpt-large)
-  kIslOrg,        // isl-org/DPT, of which there are two; no config, the shapes tell it
-};
 
 struct Checkpoint {
   Model model;
@@ -27,21 +21,17 @@ struct Checkpoint {
 // config in its own metadata or in the config.json beside it, or is recognised (below). Tensors
 // keep the dtype of the file and are mapped, not read; parameters require gradients. Throws
 // (ValueError in Python) and lists the names if tensors are missing or unexpected; a wrong shape
-// names the tensor and both shapes.
-DPT_API Checkpoint load_checkpoint(const std::string& path);
+// names the tensor and both shapes. `given` says what a file without a config cannot (the scale and
+// shift of metric depth); it must agree with the shapes, and with the config of a file that has
+// one.
+DPT_API Checkpoint load_checkpoint(const std::string& path, const Config* given = nullptr);
 
-// The network whose tensors these are, by their names and shapes: those of isl-org/DPT, which come
-// without a config. What the shapes do not tell is as published: 64 channels a head, taps (2, 5, 8,
-// 11) or (5, 11, 17, 23), layer_norm_eps 1e-6; readout is `project` where there are read
-// projections, and otherwise `ignore`. `origin`, the name of the file, stands in the errors, which
-// are those of load_checkpoint.
+// The network whose tensors these are, by their names and shapes: those of isl-org/DPT and MiDaS,
+// which come without a config. What the shapes do not tell is as published, or as in `given`: see
+// docs/checkpoints.md. `origin`, the name of the file, stands in the errors, which are those of
+// load_checkpoint.
 DPT_API Checkpoint recognize(const std::map<std::string, Tensor>& tensors,
-                             const std::string& origin);
-
-// The encoder's tensors alone, into `model` (whose other tensors stay). The file may be any that
-// load_checkpoint reads; its encoder must be the same network. Returns the names that were not
-// used.
-DPT_API std::vector<std::string> load_encoder(Model& model, const std::string& path);
+                             const std::string& origin, const Config* given = nullptr);
 
 // Writes config.json and model.safetensors, each to a temporary name first; creates the folder.
 // Tensors that the layout declares and the network never runs are written as zeros; their names are
@@ -59,8 +49,5 @@ struct NamedTensors {
 // The tensors of a model under the names of a layout (of isl-org's: that of release 1_0). Throws
 // where the layout has no such network.
 DPT_API NamedTensors named_tensors(const Model& model, Layout layout);
-
-DPT_API std::string_view to_string(Layout layout);
-DPT_API Layout parse_layout(std::string_view name);
 
 }  // namespace dpt

@@ -1,15 +1,11 @@
 #include "dpt/io/isl_org.h"
 
-#include <algorithm>
-#include <cmath>
+#include "dpt/io/shapes.h"
 
 namespace dpt {
 
 namespace {
 
-using Tensors = std::map<std::string, Tensor>;
-
-constexpr const char* kBlocks = "pretrained.model.blocks.";
 constexpr int64_t kHeadWidth = 64;  // of every published network
 
 // Names that only other networks have, and what these are.
@@ -18,69 +14,83 @@ struct Other {
   const char* what;
 };
 constexpr Other kOthers[] = {
-    {"pretrained.model.patch_embed.backbone.", "a DPT-Hybrid (ViT on a ResNet-50)"},
     {"pretrained.model.blocks.0.attn.q_bias", "a DPT on BEiT"},
     {"pretrained.model.layers.", "a DPT on a Swin transformer"},
     {"pretrained.model.stages.", "a DPT on a convolutional or mixed encoder (LeViT, Next-ViT)"},
-    {"pretrained.layer1.", "a convolutional MiDaS (ResNeXt-101, EfficientNet-Lite3)"},
+    // In the place of a ResNet's pooling.
+    {"pretrained.layer1.3.", "a convolutional MiDaS on EfficientNet-Lite3"},
     {"depth_head.", "a Depth Anything"},
-    {"auxlayer.", "a DPT for segmentation"},
-    {"scratch.output_conv.1.", "a DPT with the head for segmentation"},
 };
 
-bool has_prefix(const Tensors& tensors, const std::string& prefix) {
-  const auto found = tensors.lower_bound(prefix);
-  return found != tensors.end() && found->first.starts_with(prefix);
+EncoderKind encoder_of(const Tensors& tensors) {
+  if (has_prefix(tensors, "pretrained.layer1.")) return EncoderKind::kResNet;
+  return has_prefix(tensors, "pretrained.model.patch_embed.backbone.") ? EncoderKind::kHybrid
+                                                                       : EncoderKind::kViT;
 }
 
-// One more than the greatest index of a block.
-int64_t num_blocks(const Tensors& tensors) {
-  int64_t count = 0;
-  const std::string prefix = kBlocks;
-  for (auto i = tensors.lower_bound(prefix); i != tensors.end() && i->first.starts_with(prefix);
-       ++i) {
-    int64_t index = 0;
-    for (size_t at = prefix.size(); at < i->first.size() && i->first[at] != '.'; ++at) {
-      const char digit = i->first[at];
-      if (digit < '0' || digit > '9' || index > 1024) break;
-      index = 10 * index + (digit - '0');
-    }
-    count = std::max(count, index + 1);
-  }
-  return count;
+// The published network on such an encoder.
+Config published(EncoderKind encoder) {
+  return Config::preset(encoder == EncoderKind::kResNet   ? "midas_resnet50"
+                        : encoder == EncoderKind::kHybrid ? "dpt_hybrid"
+                                                          : "dpt_base");
 }
 
-// Looks tensors up by our names.
-struct Shapes {
-  const Tensors& tensors;
-  const NameTable& names;
-  const std::string& origin;
-
-  const Tensor* find(const std::string& ours) const {
-    const auto found = tensors.find(names.names_of(ours).front());
-    return found == tensors.end() ? nullptr : &found->second;
-  }
-  int64_t size(const std::string& ours, int64_t dims, int64_t dim) const {
-    const Tensor* tensor = find(ours);
-    TORCH_CHECK_VALUE(tensor != nullptr, origin, ": 1 missing [", names.names_of(ours).front(),
-                      "], whose shape says what the network is");
-    TORCH_CHECK_VALUE(tensor->dim() == dims, origin, ": tensor '", names.names_of(ours).front(),
-                      "' has shape ", tensor->sizes(), ", wanted ", dims, " dimensions");
-    return tensor->size(dim);
-  }
-};
-
-void set_depth(Config& config, int64_t depth, const std::string& origin) {
-  for (const char* name : {"dpt_base", "dpt_large"}) {
-    const Config published = Config::preset(name);
-    if (published.depth != depth) continue;
-    config.depth = depth;
-    config.taps = published.taps;
+// What is known of published transformers: how wide their heads are, and which blocks feed the
+// decoder.
+void set_published_fields(Config& config, const std::string& origin) {
+  TORCH_CHECK_VALUE(config.width % kHeadWidth == 0, origin,
+                    ": the width must be a multiple of 64, since a head has 64 channels in every "
+                    "network of isl-org, got ",
+                    config.width, "; name another network by its config");
+  config.heads = config.width / kHeadWidth;
+  if (config.encoder == EncoderKind::kHybrid) {
+    TORCH_CHECK_VALUE(config.depth == 12 && config.conv_levels == 2, origin,
+                      ": the encoder is a hybrid with ", config.depth, " blocks, of which ",
+                      4 - config.conv_levels,
+                      " feed the decoder, and only for two of 12 is it known which; name the "
+                      "network by its config");
     return;
   }
-  TORCH_CHECK_VALUE(false, origin, ": the encoder has ", depth,
+  for (const char* name : {"dpt_base", "dpt_large"}) {
+    const Config known = Config::preset(name);
+    if (known.depth != config.depth) continue;
+    config.taps = known.taps;
+    return;
+  }
+  TORCH_CHECK_VALUE(false, origin, ": the encoder has ", config.depth,
                     " blocks, and only for 12 (ViT-B) and 24 (ViT-L) is it known which four the "
-                    "decoder reads; use layout 'torchdpt', whose config says it");
+                    "decoder reads; name the network by its config, or use layout 'torchdpt', "
+                    "whose files hold one");
+}
+
+void set_decoder_fields(const Shapes& shapes, Config& config) {
+  const bool project = shapes.find("reassemble.3.read.project.weight") != nullptr;
+  if (project) {
+    config.readout = ReadMode::kProject;
+  } else if (config.readout == ReadMode::kProject) {
+    config.readout = ReadMode::kIgnore;
+  }
+  for (int64_t i = 0; i < 4; ++i) {
+    const std::string name = "reassemble." + std::to_string(i) + ".project.weight";
+    config.channels[i] = i < config.conv_levels ? 256 << i : shapes.size(name, 4, 0);
+  }
+}
+
+void set_head_fields(const Shapes& shapes, Config& config) {
+  config.features = shapes.size("fusion.0.input.weight", 4, 0);
+  const bool batch_norm = shapes.find("fusion.0.unit2.norm1.weight") != nullptr;
+  config.fusion_norm = batch_norm ? FusionNorm::kBatch : FusionNorm::kNone;
+  // Batch normalisation stands in the heads for segmentation only.
+  const bool segmentation = has_prefix(shapes.tensors, "scratch.output_conv.1.") ||
+                            has_prefix(shapes.tensors, "auxlayer.");
+  config.depth_head = !segmentation;
+  config.num_classes = segmentation ? shapes.size("head.segmentation.classify.weight", 4, 0) : 0;
+  if (!segmentation) config.head_features = shapes.size("head.depth.conv2.weight", 4, 0);
+  if (!has_prefix(shapes.tensors, "auxlayer.")) {
+    config.auxiliary_head = AuxiliaryHead::kNone;
+  } else if (config.auxiliary_head == AuxiliaryHead::kNone) {
+    config.auxiliary_head = AuxiliaryHead::kPenultimate;
+  }
 }
 
 }  // namespace
@@ -90,7 +100,7 @@ bool is_isl_org(const Tensors& tensors) {
          has_prefix(tensors, "depth_head.");
 }
 
-IslOrgConfig parse_isl_org(const Tensors& tensors, const std::string& origin) {
+IslOrgConfig parse_isl_org(const Tensors& tensors, const std::string& origin, const Config* given) {
   std::string others;
   for (const Other& other : kOthers) {
     if (has_prefix(tensors, other.prefix)) {
@@ -98,43 +108,34 @@ IslOrgConfig parse_isl_org(const Tensors& tensors, const std::string& origin) {
     }
   }
   TORCH_CHECK_VALUE(others.empty(), origin, " is ", others,
-                    ", which torchdpt does not support yet; of isl-org's networks it has those "
-                    "for depth on a plain ViT (dpt_large, ViT-B, DeiT)");
+                    ", which torchdpt does not have; of isl-org's networks it has those on ViT, "
+                    "DeiT and ViT-Hybrid, and MiDaS v2.1 on ResNet and ResNeXt");
 
-  const bool scriptable = has_prefix(tensors, "pretrained.act_postprocess1.0.weight");
-  const NameTable& names = scriptable ? isl_org_scriptable_names() : isl_org_names();
+  const EncoderKind encoder = encoder_of(tensors);
+  TORCH_CHECK_VALUE(given == nullptr || given->encoder == encoder, origin, " has encoder = \"",
+                    to_string(encoder), "\", the given config has \"",
+                    to_string(given ? given->encoder : encoder), "\"");
+  // Level 3 is never a convolutional one of these.
+  const bool scriptable = has_prefix(tensors, "pretrained.act_postprocess3.0.weight");
+  const NameTable names = isl_org_names(encoder, scriptable);
   const Shapes shapes{tensors, names, origin};
-  Config config;
-  config.distilled = shapes.find("encoder.dist_token") != nullptr;
-  config.width = shapes.size("encoder.pos_embed", 3, 2);
-  config.patch_size = shapes.size("encoder.patch_embed.weight", 4, 2);
-  const int64_t positions = shapes.size("encoder.pos_embed", 3, 1) - (config.distilled ? 2 : 1);
-  const auto grid = static_cast<int64_t>(
-      std::lround(std::sqrt(static_cast<double>(std::max<int64_t>(positions, 0)))));
-  TORCH_CHECK_VALUE(grid > 0 && grid * grid == positions, origin,
-                    ": the position embedding must be that of a square grid and ",
-                    config.distilled ? "two tokens" : "one token", ", got ", positions, " patches");
-  TORCH_CHECK_VALUE(grid <= 1 << 16 && config.patch_size <= 1 << 16, origin, ": a grid of ", grid,
-                    " patches of ", config.patch_size, " pixels is too large");
-  config.image_size = grid * config.patch_size;
-  TORCH_CHECK_VALUE(config.width % kHeadWidth == 0, origin,
-                    ": the width must be a multiple of 64, since a head has 64 channels in every "
-                    "network of isl-org, got ",
-                    config.width);
-  config.heads = config.width / kHeadWidth;
-  set_depth(config, num_blocks(tensors), origin);
-  config.mlp_width = shapes.size("encoder.blocks.0.mlp.fc1.weight", 2, 0);
-  config.qkv_bias = shapes.find("encoder.blocks.0.attn.qkv.bias") != nullptr;
-  const bool project = shapes.find("reassemble.0.read.project.weight") != nullptr;
-  config.readout = project ? ReadMode::kProject : ReadMode::kIgnore;
-  for (size_t i = 0; i < 4; ++i) {
-    config.channels[i] = shapes.size("reassemble." + std::to_string(i) + ".project.weight", 4, 0);
+  Config config = given ? *given : published(encoder);
+  set_encoder_fields(shapes, config);
+  if (encoder != EncoderKind::kResNet) {
+    if (encoder == EncoderKind::kHybrid) {
+      const std::string first = names.names_of("reassemble.0.project.weight").front();
+      config.conv_levels = tensors.contains(first) ? 0 : 2;
+    }
+    if (!given) set_published_fields(config, origin);
+    set_decoder_fields(shapes, config);
   }
-  config.features = shapes.size("fusion.0.input.weight", 4, 0);
-  const bool batch_norm = shapes.find("fusion.0.unit2.norm1.weight") != nullptr;
-  config.fusion_norm = batch_norm ? FusionNorm::kBatch : FusionNorm::kNone;
-  config.head_features = shapes.size("head.conv2.weight", 4, 0);
-  return {config, &names};
+  set_head_fields(shapes, config);
+  if (given) {
+    const auto difference = find_difference(config, *given);
+    TORCH_CHECK_VALUE(!difference, origin, " has ", difference->field, " = ", difference->first,
+                      " by the shapes of its tensors, the given config has ", difference->second);
+  }
+  return {config, names};
 }
 
 }  // namespace dpt

@@ -21,9 +21,10 @@ struct Decoder {
 torch::Tensor decode(const std::vector<torch::Tensor>& taps, int64_t height, int64_t width,
                      const std::vector<torch::Tensor>& tensors, const std::string& config) {
   const dpt::Config parsed = dpt::Config::from_json(config);
-  Decoder decoder{dpt::Reassemble(parsed.reassemble()), dpt::Fusion(parsed.fusion())};
+  Decoder decoder{dpt::Reassemble(parsed.reassemble_options()),
+                  dpt::Fusion(parsed.fusion_options())};
   dpt::bind(decoder, tensors, {}, "decode");
-  return decoder.fusion(decoder.reassemble(taps, height, width), /*training=*/true);
+  return decoder.fusion(decoder.reassemble(taps, height, width), /*training=*/true)[0];
 }
 
 }  // namespace

@@ -1,0 +1,200 @@
+"""The command `torchdpt`: its arguments. What it does is torchdpt.cli, imported when it is run.
+
+Outside of the package, whose import takes seconds (torch) and fails where torch is of another release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LAYOUTS = ["torchdpt", "transformers", "isl-org"]
+
+
+def runner(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from torchdpt import cli
+
+        return int(getattr(cli, name)(args))
+
+    return run
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """That of torchdpt.cli, or why torchdpt cannot be imported."""
+    try:
+        run = runner("doctor")
+        import torchdpt  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: a library of torch's is missing
+        values = {"torchdpt": version("torchdpt"), "torch": version("torch"), "Python": platform.python_version()}
+        if args.json:
+            print(json.dumps({**values, "problems": [str(error)]}, indent=2))
+        else:
+            print(*(f"{name:<10}{value}" for name, value in {**values, "problems": error}.items()), sep="\n")
+        return 1
+    return run(args)
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed by pip"
+
+
+class Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version("torchdpt"))
+        parser.exit()
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """384 or 384x512 (height x width)."""
+    try:
+        sides = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"wanted pixels, N or HEIGHTxWIDTH, got {text!r}")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def two_sides(text: str) -> tuple[int, int]:
+    sides = size(text)
+    return (sides, sides) if isinstance(sides, int) else sides
+
+
+def not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted a whole number, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    import shtab
+
+    parser = argparse.ArgumentParser(
+        prog="torchdpt", description="Depth and classes from photographs with Dense Prediction Transformers."
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version")
+    shtab.add_argument_to(parser, "--print-completion", help="print the completion script of a shell: bash, zsh, tcsh")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    def add_model(sub: argparse.ArgumentParser, name: str, *, preset: str = "", **options: Any) -> None:
+        sub.add_argument(name, help=f"checkpoint (folder, file or hub id){preset}", **options)
+        hub = sub.add_argument_group("models on the hub")
+        hub.add_argument("--revision", help="branch, tag or commit")
+        hub.add_argument("--cache-dir", help="where its files are kept")
+        hub.add_argument("--local-files-only", action="store_true", help="look in the cache alone")
+
+    or_random = ", or a preset for random weights"
+
+    def add_json(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+    def add_where(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+        sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the file")
+
+    sub = command(
+        "predict",
+        runner("predict"),
+        "depth and classes of photographs",
+        "torchdpt predict photos/ holiday.jpg --model dpt-large/ --out depth",
+    )
+    sub.add_argument("images", nargs="+", help="files, folders (with those below them) or quoted globs").complete = (  # type: ignore[attr-defined]
+        shtab.FILE
+    )
+    add_model(sub, "--model", preset=or_random, required=True)
+    sub.add_argument("--out", type=Path, default=Path("depth"), help="folder of the results (default: depth)")
+    sub.add_argument(
+        "--format",
+        help="comma-separated, of color, png16, overlay, labels, npz, npy, pfm (default: color,png16 of depth, "
+        "overlay,labels of classes)",
+    )
+    sub.add_argument("--colormap", default="inferno", choices=["inferno", "turbo", "spectral", "gray"])
+    sub.add_argument("--input-size", type=size, metavar="N|HxW", help="side(s) that the network's input aims at")
+    sub.add_argument("--resize", choices=["minimal", "lower_bound", "upper_bound", "exact"], help="how it gets there")
+    sub.add_argument("--batch-size", type=positive, default=8, help="default: 8")
+    sub.add_argument("--resume", action="store_true", help="leave out images whose results are there")
+    add_where(sub)
+    add_json(sub)
+
+    sub = command("info", runner("info"), "what a checkpoint holds", "torchdpt info dpt-large/")
+    add_model(sub, "model", preset=", or a preset")
+    add_json(sub)
+
+    sub = command(
+        "convert",
+        runner("convert"),
+        "write a checkpoint in another layout",
+        "torchdpt convert dpt-large/ mine --layout torchdpt",
+    )
+    add_model(sub, "model")
+    sub.add_argument("out", help="folder to write")
+    sub.add_argument("--layout", default="torchdpt", choices=LAYOUTS, help="default: torchdpt")
+
+    sub = command(
+        "export", runner("export"), "write ONNX or a torch.export program", "torchdpt export dpt-large/ dpt-large.onnx"
+    )
+    add_model(sub, "model", preset=or_random)
+    sub.add_argument("out", help="*.onnx or *.pt2")
+    sub.add_argument("--size", type=two_sides, metavar="N|HxW", help="to export for (default: the native size)")
+    sub.add_argument("--static", action="store_true", help="fix batch 1 and this size")
+
+    sub = command("models", runner("models"), "the presets", "torchdpt models --json")
+    add_json(sub)
+
+    sub = command("doctor", doctor, "versions, processor, GPU, and what is wrong", "torchdpt doctor")
+    add_json(sub)
+
+    sub = command("bench", runner("bench"), "time from file to file, by stage", "torchdpt bench dpt_base --runs 20")
+    add_model(sub, "model", preset=f"{or_random} (default: dpt_base)", nargs="?", default="dpt_base")
+    sub.add_argument("--image", help="photograph (default: a synthetic one of 640 x 480)")
+    sub.add_argument("--runs", type=positive, default=20, help="default: 20")
+    sub.add_argument("--warm-up", type=not_negative, default=3, help="default: 3")
+    add_where(sub)
+    add_json(sub)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        args = build_parser().parse_args(arguments)
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"torchdpt: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
