@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="torchdpt", description="Depth and classes from photographs with Dense Prediction Transformers."
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version")
-    shtab.add_argument_to(parser, "--print-completion", help="print the completion script of a shell: bash, zsh, tcsh")
+    shtab.add_argument_to(parser, "--print-completion", help="print the completion script of a shell")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:

@@ -4,22 +4,12 @@ import copy
 
 import pytest
 import torch
+from networks import VIT
 from torch import nn
 
-from torchdpt import DPTConfig, DPTModel
+from torchdpt import DPTModel
 
-TINY = DPTConfig(
-    image_size=64,
-    width=32,
-    depth=4,
-    heads=2,
-    mlp_width=64,
-    taps=(0, 1, 2, 3),
-    channels=(8, 8, 16, 16),
-    features=16,
-    head_features=8,
-)
-BATCH_NORM = TINY.replace(fusion_norm="batch")
+BATCH_NORM = VIT.replace(fusion_norm="batch")
 
 # float64, in which a right graph and eager mode differ by some 1e-14 of the largest value, and a wrong one by 1e-2.
 TOLERANCE = 1e-10
@@ -41,7 +31,7 @@ class CountGraphs:
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
 
-def make_model(config=TINY, dtype=torch.float64):
+def make_model(config=VIT, dtype=torch.float64):
     model = DPTModel(config, dtype=dtype)
     nn.init.constant_(model.head.depth.conv3.bias, 1)  # so that the last ReLU is open everywhere
     return model

@@ -6,29 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from networks import VIT
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from torchdpt import DPTConfig, DPTModel, DPTOutput
+from torchdpt import DPTModel, DPTOutput
 
-TINY = DPTConfig(
-    image_size=64,
-    width=32,
-    depth=4,
-    heads=2,
-    mlp_width=64,
-    taps=(0, 1, 2, 3),
-    channels=(8, 8, 16, 16),
-    features=16,
-    head_features=8,
-)
-BATCH_NORM = TINY.replace(fusion_norm="batch")
+BATCH_NORM = VIT.replace(fusion_norm="batch")
 STAGES = ["encoder", "reassemble", "fusion", "head"]
 
 
 @pytest.fixture
 def model():
-    model = DPTModel(TINY)
+    model = DPTModel(VIT)
     nn.init.constant_(model.head.depth.conv3.bias, 1)  # so that the last ReLU is open everywhere
     return model
 
@@ -47,7 +37,7 @@ def assert_fp32_close(got, want):
 # --- state ---
 
 
-@pytest.mark.parametrize("config", [TINY, BATCH_NORM], ids=["plain", "batch norm"])
+@pytest.mark.parametrize("config", [VIT, BATCH_NORM], ids=["plain", "batch norm"])
 def test_state_dict_restores_the_model(config, images):
     model, other = DPTModel(config).eval(), DPTModel(config).eval()
     assert not torch.equal(model(images).depth, other(images).depth)
@@ -75,7 +65,7 @@ def test_load_with_assign_takes_the_tensors_themselves(model):
 
 def test_state_dict_survives_torch_save(model, images, tmp_path):
     torch.save(model.state_dict(), tmp_path / "state.pt")
-    other = DPTModel(TINY)
+    other = DPTModel(VIT)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(model(images).depth, other(images).depth)
 
@@ -247,7 +237,7 @@ def test_lora_changes_the_forward_pass_and_alone_gets_gradients(model, images):
     assert not torch.equal(depth, before)
     depth.square().mean().backward()
     lora = {name for name, _ in model.named_parameters() if name.endswith((".down", ".up"))}
-    assert len(lora) == 2 * TINY.depth
+    assert len(lora) == 2 * VIT.depth
     assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0} == lora
 
 
@@ -256,7 +246,7 @@ def test_lora_merges_to_the_same_bits(model, images):
     want = model(images).depth
     for block in model.encoder.blocks.children():
         parametrize.remove_parametrizations(block.attn.qkv, "weight")
-    assert model.state_dict().keys() == DPTModel(TINY).state_dict().keys()
+    assert model.state_dict().keys() == DPTModel(VIT).state_dict().keys()
     assert torch.equal(model(images).depth, want)
 
 

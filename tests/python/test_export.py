@@ -9,29 +9,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from networks import VIT
 from torch import nn
 
-from torchdpt import DPTConfig, DPTModel, export
+from torchdpt import DPTModel, export
 
-TINY = DPTConfig(
-    image_size=64,
-    width=32,
-    depth=4,
-    heads=2,
-    mlp_width=64,
-    taps=(0, 1, 2, 3),
-    channels=(8, 8, 16, 16),
-    features=16,
-    head_features=8,
-)
-VARIANT = TINY.replace(distilled=True, fusion_norm="batch", readout="add")
+VARIANT = VIT.replace(distilled=True, fusion_norm="batch", readout="add")
 SHAPES = [(2, 3, 64, 64), (1, 3, 64, 64), (3, 3, 128, 96), (1, 3, 48, 160)]
 
 # float32: sums in another order through some 20 layers, measured 6e-8 to 4e-7 of the largest depth.
 TOLERANCE = 2e-6
 
 
-def make_model(config=TINY):
+def make_model(config=VIT):
     torch.manual_seed(0)
     model = DPTModel(config)
     nn.init.constant_(model.head.depth.conv3.bias, 1)  # depth lies well above zero
@@ -50,7 +40,7 @@ def assert_close(got, want):
     assert (torch.as_tensor(got) - want).abs().max() <= TOLERANCE * want.abs().max()
 
 
-@pytest.fixture(scope="module", params=[TINY, VARIANT], ids=["plain", "distilled, batch norm"])
+@pytest.fixture(scope="module", params=[VIT, VARIANT], ids=["plain", "distilled, batch norm"])
 def exported(request, tmp_path_factory):
     """A model and the folder with its dynamic exports, model.pt2 and model.onnx."""
     folder = tmp_path_factory.mktemp("exported")

@@ -163,16 +163,16 @@ def compare(ours, peer, x):
 
 def names_for(peer):
     """`peer_names` of the whole family."""
-    bit = "dpt.embeddings.backbone.bit"
+    encoder = "dpt.embeddings.backbone.bit"
 
     def names_of(name):
         match name.split("."):
             case ["encoder", "patch_embed", leaf] if peer.config.is_hybrid:
                 return [f"dpt.embeddings.projection.{leaf}"]
             case ["encoder", "stem", layer, leaf]:
-                return [f"{bit}.embedder.{dict(conv='convolution', norm='norm')[layer]}.{leaf}"]
+                return [f"{encoder}.embedder.{dict(conv='convolution', norm='norm')[layer]}.{leaf}"]
             case ["encoder", "stages", stage, block, *rest]:
-                return [f"{bit}.encoder.stages.{stage}.layers.{block}.{'.'.join(rest)}"]
+                return [f"{encoder}.encoder.stages.{stage}.layers.{block}.{'.'.join(rest)}"]
             case ["head", ("segmentation" | "auxiliary") as head, layer, leaf]:
                 module = {"segmentation": "head", "auxiliary": "auxiliary_head"}[head]
                 return [f"{module}.head.{dict(conv=0, norm=1, classify=4)[layer]}.{leaf}"]
@@ -303,7 +303,7 @@ def test_comparison_fails_when_two_layers_of_the_peer_are_swapped(tmp_path, case
     values = [copy.deepcopy(part.state_dict()) for part in (first, second)]
     first.load_state_dict(values[1]), second.load_state_dict(values[0])
     peer.train(training), ours.train(training)
-    with pytest.raises(AssertionError, match=" of "):  # the difference, not the guards
+    with pytest.raises(AssertionError, match=r"^\d\S+ of \d"):  # the difference, not the guards
         compare(ours, peer, images((SIDE, SIDE), BATCH, torch.float32))
 
 

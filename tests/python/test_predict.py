@@ -12,31 +12,22 @@ import pytest
 import skimage
 import torch
 import torch.nn.functional as F
+from networks import VIT
 from PIL import Image
 from transformers import DPTForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
-from torchdpt import DPTConfig, DPTModel, DPTOutput, FileResult, ImageProcessor, Prediction, predict_files
+from torchdpt import DPTModel, DPTOutput, FileResult, ImageProcessor, Prediction, predict_files
 from torchdpt.classes import ADE20K, Classes
 from torchdpt.predict import predict, resize_labels
 
-CONFIG = DPTConfig(
-    image_size=64,
-    width=32,
-    depth=4,
-    heads=2,
-    mlp_width=64,
-    taps=(0, 1, 2, 3),
-    channels=(8, 8, 16, 16),
-    features=16,
-)
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
 def model() -> DPTModel:
     torch.manual_seed(0)
-    model = DPTModel(CONFIG)
+    model = DPTModel(VIT)
     with torch.no_grad():  # maps that vary, above zero
         for parameter in model.head.parameters():
             parameter.mul_(3)
@@ -269,7 +260,7 @@ class Stub(torch.nn.Module):
 
     def __init__(self, output: DPTOutput, *, metric: bool = False, classes: Classes | None = None) -> None:
         super().__init__()
-        self.config = CONFIG.replace(metric=metric)
+        self.config = VIT.replace(metric=metric)
         self.processor = ImageProcessor((64, 64), "exact")
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.classes = classes
