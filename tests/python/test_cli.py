@@ -21,6 +21,8 @@ from torchdpt import DPTConfig, DPTModel, FileResult, Prediction, cli, list_pres
 from torchdpt.classes import ADE20K
 from torchdpt_command import main
 
+CONFIG = VIT.replace(head_features=32)  # as in transformers
+
 RNG = np.random.default_rng(0)
 
 
@@ -28,7 +30,7 @@ RNG = np.random.default_rng(0)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    DPTModel(VIT).save_pretrained(folder)
+    DPTModel(CONFIG).save_pretrained(folder)
     return str(folder)
 
 
@@ -323,7 +325,7 @@ def test_default_formats_are_of_what_the_model_predicts(
         labels=labels if classes else None,
         classes=ADE20K if classes else None,
     )
-    stub = Stub(VIT.replace(depth_head=depth, num_classes=classes))
+    stub = Stub(CONFIG.replace(depth_head=depth, num_classes=classes))
     monkeypatch.setattr(cli, "load_model", lambda *_: stub)
     monkeypatch.setattr("torchdpt.predict_files", lambda _, paths, **__: [FileResult(str(paths[0]), prediction, None)])
     write_photograph(tmp_path / "a.png")
@@ -421,7 +423,7 @@ def test_bad_sizes_are_refused(text: str, capsys: pytest.CaptureFixture[str]) ->
 def test_info(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", checkpoint, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["parameters"] == sum(p.numel() for p in DPTModel(VIT).parameters())
+    assert values["parameters"] == sum(p.numel() for p in DPTModel(CONFIG).parameters())
     assert values["network input of a 640 x 480 photograph"] == "96 x 64"
     assert values["what it is"] == "a checkpoint in the layout of torchdpt"
     assert values["ignored"] == "none"
@@ -433,7 +435,7 @@ def test_info(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_info_names_what_a_file_stores_and_never_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    zeros = DPTModel(VIT.replace(head_features=32)).save_pretrained(tmp_path, layout="transformers")
+    zeros = DPTModel(CONFIG).save_pretrained(tmp_path, layout="transformers")
     assert main(["info", str(tmp_path), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["what it is"] == "a checkpoint in the layout of transformers"
@@ -444,7 +446,7 @@ def test_info_names_what_a_file_stores_and_never_runs(tmp_path: Path, capsys: py
 def test_hub_options_reach_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "models--someone--depth/snapshots" / ("0" * 40)
     folder.mkdir(parents=True)
-    DPTModel(VIT).save_pretrained(folder)
+    DPTModel(CONFIG).save_pretrained(folder)
     (tmp_path / "models--someone--depth/refs").mkdir()
     (tmp_path / "models--someone--depth/refs/v2").write_text("0" * 40)
     where = ["--cache-dir", str(tmp_path), "--local-files-only"]

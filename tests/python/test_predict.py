@@ -21,13 +21,15 @@ from torchdpt import DPTModel, DPTOutput, FileResult, ImageProcessor, Prediction
 from torchdpt.classes import ADE20K, Classes
 from torchdpt.predict import predict, resize_labels
 
+CONFIG = VIT.replace(head_features=32)  # as in transformers
+
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
 def model() -> DPTModel:
     torch.manual_seed(0)
-    model = DPTModel(VIT)
+    model = DPTModel(CONFIG)
     with torch.no_grad():  # maps that vary, above zero
         for parameter in model.head.parameters():
             parameter.mul_(3)
@@ -260,7 +262,7 @@ class Stub(torch.nn.Module):
 
     def __init__(self, output: DPTOutput, *, metric: bool = False, classes: Classes | None = None) -> None:
         super().__init__()
-        self.config = VIT.replace(metric=metric)
+        self.config = CONFIG.replace(metric=metric)
         self.processor = ImageProcessor((64, 64), "exact")
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.classes = classes
