@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LAYOUTS = ["torchdpt", "transformers", "isl-org"]
+LAYOUTS = ["torchdpt", "transformers", "isl-org", "isl-org-scriptable"]
 
 
 def runner(name: str) -> Callable[[argparse.Namespace], int]:

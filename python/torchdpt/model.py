@@ -146,7 +146,7 @@ class DPTModel(nn.Module):
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 
     def save_pretrained(
-        self, folder: Path, layout: Literal["torchdpt", "transformers", "isl-org"] = "torchdpt"
+        self, folder: Path, layout: Literal["torchdpt", "transformers", "isl-org", "isl-org-scriptable"] = "torchdpt"
     ) -> list[str]:
         """Write config.json and model.safetensors, or isl-org's model.pt, into a folder, which is created.
 
@@ -158,7 +158,8 @@ class DPTModel(nn.Module):
             folder: Where to write.
             layout: "torchdpt"; "transformers" for `DPTForDepthEstimation.from_pretrained` or
                 `DPTForSemanticSegmentation.from_pretrained`; or "isl-org" for the code of isl-org/DPT, release 1_0,
-                or of MiDaS v2.1, whose files do not say that depth is metric.
+                or of MiDaS v2.1, whose files do not say that depth is metric; "isl-org-scriptable" for its branch
+                dpt_scriptable.
 
         Returns:
             Names of tensors that the layout declares and the network never runs: they are written as zeros.
@@ -176,7 +177,7 @@ class DPTModel(nn.Module):
                 for (holder, leaf), value in values:
                     path = [name, names[holder], leaf] if names[holder] else [name, leaf]
                     tensors[".".join(path)] = value.detach()
-        if layout == "isl-org":
+        if layout.startswith("isl-org"):
             named, zeros = _C.named_tensors(self.config.to_json(), tensors, layout)
             checkpoint.save_state_dict(named, os.fspath(folder))
         else:

@@ -6,9 +6,14 @@ With DPT_REQUIRE_CUDA=1 in the environment that skip is a failure.
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Helpers that assert: their failures show values as those of tests do.
+pytest.register_assert_rewrite("checkpoints", "narrow", "parity", "reference", "reference_family")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -32,3 +37,42 @@ def _empty_compile_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_numpy_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a division by zero, say
+        yield
+
+
+# Helpers are imported in the fixtures: most tests do without transformers.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the model that tests of the command run."""
+    from commands import CONFIG
+
+    from torchdpt import DPTModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    DPTModel(CONFIG).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> torch.nn.Module:
+    """The peer of parity.py; shared by tests that do not change it."""
+    from parity import NARROW, make_peer
+
+    return make_peer(**NARROW)
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, torch.Tensor]:
+    """The tensors of isl-org's smallest network in checkpoints.py."""
+    from checkpoints import isl_org, peer
+
+    return isl_org(peer("base").state_dict(), "v1")

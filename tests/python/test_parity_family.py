@@ -1,5 +1,5 @@
 """Ours against transformers' DPT-Hybrid and DPTForSemanticSegmentation: outputs, gradients and statistics, in both
-modes. The rules are those of test_parity_transformers.py: weights with which an error shows, and the peer's own names.
+modes. The rules are those of parity.py: weights with which an error shows, and the peer's own names.
 
 Dropout is 0 on both sides, whose random numbers differ.
 """
@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-from test_parity_transformers import NARROW, assert_can_fail, draw_weights, peer_named, peer_names
+from parity import NARROW, assert_can_fail, draw_weights, peer_named, peer_names
 from torch import nn
 from torch.nn.functional import max_pool2d, unfold
 from transformers import DPTConfig as PeerConfig

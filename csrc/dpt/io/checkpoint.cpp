@@ -97,8 +97,13 @@ NamedTensors named_tensors(const Model& model, Layout layout) {
                       " has one head, this model has one for depth and one for segmentation; use "
                       "layout 'torchdpt'");
   }
-  const NameTable names = layout == Layout::kTransformers ? transformers_names(model.config.encoder)
-                          : layout == Layout::kIslOrg     ? isl_org_names(model.config.encoder)
+  const EncoderKind encoder = model.config.encoder;
+  const bool scriptable = layout == Layout::kIslOrgScriptable;
+  TORCH_CHECK_VALUE(!(scriptable && encoder == EncoderKind::kResNet),
+                    "save_checkpoint: MiDaS v2.1 has no scriptable layout; use 'isl-org'");
+  const bool isl_org = scriptable || layout == Layout::kIslOrg;
+  const NameTable names = layout == Layout::kTransformers ? transformers_names(encoder)
+                          : isl_org                       ? isl_org_names(encoder, scriptable)
                                                           : torchdpt_names();
   NamedTensors named;
   const auto add = [&](const std::string& name, const Tensor& tensor) {
@@ -114,7 +119,7 @@ NamedTensors named_tensors(const Model& model, Layout layout) {
   for_each_tensor(
       copy, [&](const std::string& name, Tensor& tensor, const TensorInfo&) { add(name, tensor); });
   if (layout == Layout::kTorchdpt) return named;
-  if (layout == Layout::kIslOrg) check_isl_org(model.config, named.tensors);
+  if (isl_org) check_isl_org(model.config, named.tensors);
 
   const size_t used = named.tensors.size();
   const auto options =
@@ -138,7 +143,7 @@ NamedTensors named_tensors(const Model& model, Layout layout) {
 
 std::vector<std::string> save_checkpoint(const Model& model, const std::string& folder,
                                          Layout layout) {
-  TORCH_CHECK_VALUE(layout != Layout::kIslOrg,
+  TORCH_CHECK_VALUE(layout == Layout::kTorchdpt || layout == Layout::kTransformers,
                     "save_checkpoint: the files of isl-org are pickles, which Python's "
                     "save_pretrained(folder, layout=\"isl-org\") writes; save in layout 'torchdpt' "
                     "here and convert it there");

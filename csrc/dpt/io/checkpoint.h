@@ -46,7 +46,7 @@ struct NamedTensors {
   std::vector<std::string> zeros{};
 };
 
-// The tensors of a model under the names of a layout (of isl-org's: that of release 1_0). Throws
+// The tensors of a model under the names of a layout. Throws
 // where the layout has no such network.
 DPT_API NamedTensors named_tensors(const Model& model, Layout layout);
 

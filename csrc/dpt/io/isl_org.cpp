@@ -135,7 +135,7 @@ IslOrgConfig parse_isl_org(const Tensors& tensors, const std::string& origin, co
     TORCH_CHECK_VALUE(!difference, origin, " has ", difference->field, " = ", difference->first,
                       " by the shapes of its tensors, the given config has ", difference->second);
   }
-  return {config, names};
+  return {config, scriptable ? Layout::kIslOrgScriptable : Layout::kIslOrg, names};
 }
 
 }  // namespace dpt

@@ -8,6 +8,7 @@ namespace dpt {
 
 struct IslOrgConfig {
   Config config;
+  Layout layout;
   NameTable names;
 };
 

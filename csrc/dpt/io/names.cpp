@@ -143,16 +143,19 @@ Rules transformers_fusion_rules() {
 }  // namespace
 
 std::string_view to_string(Layout layout) {
-  constexpr std::string_view kNames[] = {"torchdpt", "transformers", "isl-org"};
+  constexpr std::string_view kNames[] = {"torchdpt", "transformers", "isl-org",
+                                         "isl-org-scriptable"};
   return kNames[static_cast<size_t>(layout)];
 }
 
 Layout parse_layout(std::string_view name) {
-  for (const Layout layout : {Layout::kTorchdpt, Layout::kTransformers, Layout::kIslOrg}) {
+  for (const Layout layout :
+       {Layout::kTorchdpt, Layout::kTransformers, Layout::kIslOrg, Layout::kIslOrgScriptable}) {
     if (name == to_string(layout)) return layout;
   }
-  TORCH_CHECK_VALUE(false, "layout must be 'torchdpt', 'transformers' or 'isl-org', got '", name,
-                    "'");
+  TORCH_CHECK_VALUE(
+      false, "layout must be 'torchdpt', 'transformers', 'isl-org' or 'isl-org-scriptable', got '",
+      name, "'");
 }
 
 std::vector<std::string> NameTable::names_of(const std::string& ours) const {

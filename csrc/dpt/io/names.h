@@ -14,7 +14,8 @@ enum class Layout {
   kTorchdpt,      // our names; config.json is Config::to_json
   kTransformers,  // Hugging Face transformers: DPTForDepthEstimation or DPTForSemanticSegmentation
                   // on a plain ViT or a hybrid (Intel/dpt-large, dpt-hybrid-midas, dpt-large-ade)
-  kIslOrg,        // isl-org/DPT, of which there are two, and MiDaS v2.1; no config, the shapes tell
+  kIslOrg,        // isl-org/DPT, release 1_0, and MiDaS v2.1; no config, the shapes tell
+  kIslOrgScriptable,  // the same, branch dpt_scriptable
 };
 
 DPT_API std::string_view to_string(Layout layout);

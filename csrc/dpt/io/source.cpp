@@ -73,7 +73,7 @@ void identify_tensors(Source& source, const Config* given, const char* function)
   const IslOrgConfig theirs =
       parse_isl_org(file.tensors, std::string(function) + ": '" + file.name + "'", given);
   source.config = theirs.config;
-  source.layout = Layout::kIslOrg;
+  source.layout = theirs.layout;
   source.names = theirs.names;
 }
 
