@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,21 @@ def _decompositions() -> dict[Any, Any]:
     for whole in (torch.ops.aten.linear.default, torch.ops.aten.scaled_dot_product_attention.default):
         table.pop(whole)  # type: ignore[no-untyped-call]
     return table
+
+
+@contextlib.contextmanager
+def _without_word_of_torchvision() -> Iterator[None]:
+    """torch.onnx warns that torchvision is not installed, which nothing here needs."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "torchvision is not installed" not in record.getMessage()
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
 def export(
@@ -102,7 +120,10 @@ def export(
             temporary.write_bytes(buffer.getbuffer())
         else:
             names = program.call_spec.out_spec.context  # the keys of the dict that _Named returns
-            onnx = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=names, verbose=False)
+            with _without_word_of_torchvision():
+                onnx = torch.onnx.export(
+                    program, dynamo=True, input_names=["images"], output_names=names, verbose=False
+                )
             if onnx is None:
                 raise RuntimeError("torch.onnx.export returned no program")
             onnx.save(temporary)  # in two files where one would be too large
