@@ -15,6 +15,7 @@ CPP = {
     "dpt/ops/all_reduce": {"dpt/common"},
     "dpt/layers": {"dpt/common", "dpt/ops/all_reduce"},
     "dpt/ops": {"dpt/common", "dpt/layers"},
+    "dpt/loss": {"dpt/common", "dpt/ops"},
     "dpt/encoder": {"dpt/layers", "dpt/ops", "dpt/common"},
     "dpt/decoder": {"dpt/layers", "dpt/ops", "dpt/common"},
     "dpt/io/json": {"dpt/export"},
@@ -59,6 +60,7 @@ PYTHON = {
     "files": set(),
     "image": {"files"},
     "classes": {"files"},
+    "losses": {"classes"},
     "prediction_files": {"classes"},
     "prediction": {"classes", "colormaps", "files", "prediction_files"},
     "predict": {"classes", "image", "prediction", "model", "stages"},  # types of the last two

@@ -7,11 +7,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define DPT_HOST_DEVICE __host__ __device__ inline
-#else
-#define DPT_HOST_DEVICE inline
-#endif
+#include "dpt/ops/host_device.h"
 
 namespace dpt::upsample {
 
