@@ -67,7 +67,6 @@ class Serial {
   // f(i) for i in [0, n).
   template <class F>
   void for_each(int64_t n, const F& f) const {
-#pragma omp simd
     for (int64_t i = 0; i < n; ++i) f(i);
   }
 
@@ -75,7 +74,6 @@ class Serial {
   template <class F>
   void for_each(int64_t height, int64_t width, const F& f) const {
     for (int64_t y = 0; y < height; ++y) {
-#pragma omp simd
       for (int64_t x = 0; x < width; ++x) f(y, x);
     }
   }
