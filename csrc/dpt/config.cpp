@@ -8,8 +8,6 @@ namespace dpt {
 namespace {
 
 constexpr int64_t kFormatVersion = 1;
-// Of the maps of convolutional stages.
-constexpr Levels kStageChannels{256, 512, 1024, 2048};
 
 // Names of an enum's values, in order.
 template <class Enum>

@@ -15,7 +15,8 @@ namespace dpt {
 
 enum class EncoderKind { kViT, kHybrid, kResNet };
 
-using Levels = std::array<int64_t, 4>;  // one value for each level, finest first
+using Levels = std::array<int64_t, 4>;                  // one value for each level, finest first
+constexpr Levels kStageChannels{256, 512, 1024, 2048};  // of the maps of convolutional stages
 
 // Defaults are those of DPT-Base as published.
 struct DPT_API Config {

@@ -251,7 +251,7 @@ def show(values: dict[str, Any], as_json: bool) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
-    from torchdpt.model import published_processor
+    from torchdpt.model import processor_of, published_processor
 
     if is_preset(args.model):
         config = torchdpt.DPTConfig.preset(args.model)
@@ -263,9 +263,7 @@ def info(args: argparse.Namespace) -> int:
         path = checkpoint.find(args.model, **hub_options(args))
         read = checkpoint.read(path)
         config = torchdpt.DPTConfig.from_json(read.config)
-        folder = Path(path) if os.path.isdir(path) else Path(path).parent
-        own = (folder / "preprocessor_config.json").exists()
-        processor = torchdpt.ImageProcessor.from_folder(folder) if own else published_processor(config)
+        processor = processor_of(path, config)
         stored = {
             "what it is": f"a checkpoint in the layout of {read.layout}",
             "path": path,

@@ -46,6 +46,13 @@ def published_processor(config: DPTConfig) -> ImageProcessor:
     return ImageProcessor(native)
 
 
+def processor_of(checkpoint_path: str, config: DPTConfig) -> ImageProcessor:
+    """What lies beside the checkpoint, or else how photographs were prepared for the published networks."""
+    folder = checkpoint_path if os.path.isdir(checkpoint_path) else os.path.dirname(checkpoint_path)
+    own = os.path.exists(os.path.join(folder, "preprocessor_config.json"))
+    return ImageProcessor.from_folder(folder) if own else published_processor(config)
+
+
 class DPTModel(nn.Module):
     """A Dense Prediction Transformer.
 
@@ -138,10 +145,9 @@ class DPTModel(nn.Module):
             _log.info("%s: ignored tensors that the network never runs: %s", path, ", ".join(read.ignored))
         model = cls(DPTConfig.from_json(read.config), device="meta")
         model.load_state_dict(read.tensors, assign=True)
-        folder = found if os.path.isdir(found) else os.path.dirname(found)
-        if os.path.exists(os.path.join(folder, "preprocessor_config.json")):
-            model.processor = ImageProcessor.from_folder(folder)
+        model.processor = processor_of(found, model.config)
         if model.config.num_classes:
+            folder = found if os.path.isdir(found) else os.path.dirname(found)
             model.classes = Classes.from_folder(folder) or model.classes
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 

@@ -37,7 +37,7 @@ CPP = {
         "dpt/io/isl_org",
         "dpt/io/safetensors",
     },
-    "dpt/io/encoder_weights": {"dpt/model", "dpt/ops", "dpt/io/names", "dpt/io/shapes", "dpt/io/source"},
+    "dpt/io/encoder_weights": {"dpt/model", "dpt/encoder", "dpt/io/names", "dpt/io/shapes", "dpt/io/source"},
     "dpt/io/checkpoint": {
         "dpt/model",
         "dpt/io/names",

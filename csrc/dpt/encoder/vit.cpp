@@ -58,11 +58,10 @@ ViT::ViT(const ViTOptions& options)
       blocks(options.depth, Block(options.width, options.heads, options.mlp_width, options.qkv_bias,
                                   options.layer_norm_eps)) {}
 
-Tensor ViT::resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const {
-  const int64_t prefix = num_prefix_tokens();
+Tensor resize_pos_embed(const Tensor& pos_embed, int64_t prefix, int64_t grid, const c10::SymInt& h,
+                        const c10::SymInt& w) {
   const Tensor patches =
       pos_embed.slice(1, prefix).unflatten(1, {grid, grid}).permute({0, 3, 1, 2});
-  // Always resized: at the native size the result is the same to the bit.
   const Tensor resized = resize_bilinear(patches, h, w, /*align_corners=*/false);
   return at::cat({pos_embed.slice(1, 0, prefix), resized.flatten(2).transpose(1, 2)}, 1);
 }
@@ -74,7 +73,8 @@ Tensor ViT::embed(const Tensor& pixels) const {
   std::vector<Tensor> tokens{cls_token.expand_symint({batch, 1, width})};
   if (distilled) tokens.push_back(dist_token.expand_symint({batch, 1, width}));
   tokens.push_back(patches);
-  return at::cat(tokens, 1) + resized_pos_embed(h, w);
+  // Always resized: at the native size the result is the same to the bit.
+  return at::cat(tokens, 1) + resize_pos_embed(pos_embed, num_prefix_tokens(), grid, h, w);
 }
 
 std::vector<Tensor> ViT::transform(Tensor x, bool checkpoint) const {

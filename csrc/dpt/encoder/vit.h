@@ -61,6 +61,11 @@ struct DPT_API Block {
   }
 };
 
+// The position embedding [1, prefix + grid*grid, D] of a square grid, resized to one of h x w; the
+// prefix tokens keep theirs.
+Tensor resize_pos_embed(const Tensor& pos_embed, int64_t prefix, int64_t grid, const c10::SymInt& h,
+                        const c10::SymInt& w);
+
 struct ViTOptions {
   int64_t in_channels, patch_size;
   int64_t grid;  // side of the position embedding, in patches
@@ -117,9 +122,6 @@ struct DPT_API ViT {
       visit_each(blocks, v);
     }
   };
-
-  // The position embedding of an h x w grid, [1, 1+h*w, D].
-  Tensor resized_pos_embed(const c10::SymInt& h, const c10::SymInt& w) const;
 };
 
 }  // namespace dpt

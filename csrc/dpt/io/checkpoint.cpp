@@ -16,9 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kLoad = "load_checkpoint";
-constexpr const char* kConfigFile = "config.json";
-constexpr const char* kTensorFile = "model.safetensors";
-constexpr const char* kConfigKey = "torchdpt.config";
 constexpr const char* kZerosKey = "torchdpt.written_as_zeros";
 
 Checkpoint read(const Source& source) {

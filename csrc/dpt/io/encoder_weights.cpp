@@ -1,8 +1,8 @@
 #include "dpt/io/encoder_weights.h"
 
+#include "dpt/encoder/vit.h"
 #include "dpt/io/shapes.h"
 #include "dpt/io/source.h"
-#include "dpt/ops/resize.h"
 
 namespace dpt {
 
@@ -63,11 +63,7 @@ int64_t fit_pos_embed(Source& source, const Config& config) {
   const int64_t wanted = config.image_size / config.patch_size;
   Tensor& pos_embed = source.file.tensors.at(source.names.names_of("encoder.pos_embed").front());
   if (grid == wanted || !pos_embed.is_floating_point()) return 0;
-  const int64_t prefix = config.distilled ? 2 : 1;
-  const Tensor patches =
-      pos_embed.slice(1, prefix).unflatten(1, {grid, grid}).permute({0, 3, 1, 2});
-  const Tensor resized = resize_bilinear(patches, wanted, wanted, /*align_corners=*/false);
-  pos_embed = at::cat({pos_embed.slice(1, 0, prefix), resized.flatten(2).transpose(1, 2)}, 1);
+  pos_embed = resize_pos_embed(pos_embed, config.distilled ? 2 : 1, grid, wanted, wanted);
   return grid;
 }
 

@@ -72,7 +72,7 @@ void set_decoder_fields(const Shapes& shapes, Config& config) {
   }
   for (int64_t i = 0; i < 4; ++i) {
     const std::string name = "reassemble." + std::to_string(i) + ".project.weight";
-    config.channels[i] = i < config.conv_levels ? 256 << i : shapes.size(name, 4, 0);
+    config.channels[i] = i < config.conv_levels ? kStageChannels[i] : shapes.size(name, 4, 0);
   }
 }
 

@@ -80,8 +80,6 @@ void identify_tensors(Source& source, const Config* given, const char* function)
 }  // namespace
 
 TensorFile open_file(const std::string& path, const char* function) {
-  constexpr const char* kConfigFile = "config.json";
-  constexpr const char* kTensorFile = "model.safetensors";
   const bool folder = fs::is_directory(path);
   TORCH_CHECK_VALUE(folder || fs::exists(path), function, ": '", path,
                     "' does not exist; pass a folder with ", kConfigFile, " and ", kTensorFile,
@@ -96,7 +94,7 @@ TensorFile open_file(const std::string& path, const char* function) {
       "; pass the folder that save_pretrained wrote, or the .safetensors file itself");
   Safetensors read = read_safetensors(tensor_file.string());
   TensorFile file{.name = tensor_file.string(), .tensors = std::move(read.tensors)};
-  const auto embedded = read.metadata.find("torchdpt.config");
+  const auto embedded = read.metadata.find(kConfigKey);
   if (fs::exists(config_file)) {
     file.config = read_text(config_file, function);
     file.config_name = config_file.string();

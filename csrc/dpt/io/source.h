@@ -9,6 +9,11 @@
 
 namespace dpt {
 
+// The names of a folder's files, and of a config that stands in the tensors' file.
+constexpr const char* kConfigFile = "config.json";
+constexpr const char* kTensorFile = "model.safetensors";
+constexpr const char* kConfigKey = "torchdpt.config";
+
 // A file as it is, or a map of tensors in its place.
 struct TensorFile {
   std::string name;
