@@ -7,17 +7,19 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torchdpt
 
-# In the order of the page.
+# In the order of the page; what a public module offers, with its name.
 GROUPS = {
     "From photographs to depth and labels": ("DPTModel", "predict_files", "FileResult", "Prediction", "PointCloud"),
     "Photographs": ("load_image", "ImageProcessor"),
     "Classes of segmentation": ("Classes", "ADE20K", "PASCAL_CONTEXT", "IGNORE_INDEX"),
     "Networks and their parts": ("DPTConfig", "list_presets", "DPTOutput", "Encoder", "Reassemble", "Fusion", "Head"),
+    "Training on several losses": ("optim.gram", "optim.min_norm"),
     "Elsewhere": ("export", "cmake_prefix_path"),
 }
 INTRODUCTION = """\
@@ -93,14 +95,14 @@ def entry(heading: str, code: str, text: str) -> str:
 
 def section(name: str) -> str:
     """One public name, and below it its members."""
-    value = getattr(torchdpt, name)
+    value = attrgetter(name)(torchdpt)
     if not callable(value):  # a constant: a comment stands in the place of a docstring
         source = inspect.getsource(torchdpt) + inspect.getsource(torchdpt.classes)
         comment = re.search(rf"((?:^# .*\n)+){name} = ", source, re.MULTILINE)
         assert comment is not None, f"torchdpt.{name} needs a comment above it"
         return entry(f"## {name}", f"{name}: {type(value).__name__}", wrap(comment[1].replace("# ", "")))
     kind = "class" if inspect.isclass(value) else "def"
-    entries = [entry(f"## {name}", signature(f"{kind} {name}", value), markdown(value.__doc__ or ""))]
+    entries = [entry(f"## {name}", signature(f"{kind} {name.split('.')[-1]}", value), markdown(value.__doc__ or ""))]
     for member, what in members(value) if inspect.isclass(value) else ():
         if isinstance(what, property):
             getter: Any = what.fget
@@ -112,11 +114,20 @@ def section(name: str) -> str:
     return "\n".join(entries)
 
 
+def public() -> list[str]:
+    """What is in the `__all__` of the package and of its public modules."""
+    return sorted([*torchdpt.__all__, *(f"optim.{name}" for name in torchdpt.optim.__all__)])
+
+
+def link(name: str) -> str:
+    return f"[{name}](#{name.lower().replace('.', '')})"
+
+
 def render() -> str:
     """The text of docs/api.md."""
     names = [name for group in GROUPS.values() for name in group]
-    assert sorted(names) == sorted(torchdpt.__all__), "GROUPS in docs/api.py must name what is in torchdpt.__all__"
-    links = {title: ", ".join(f"[{name}](#{name.lower()})" for name in group) for title, group in GROUPS.items()}
+    assert sorted(names) == public(), "GROUPS in docs/api.py must name what is public"
+    links = {title: ", ".join(map(link, group)) for title, group in GROUPS.items()}
     contents = "\n".join(wrap(f"{title}: {link}", "- ") for title, link in links.items())
     return "\n".join([INTRODUCTION, f"{contents}\n", *map(section, names)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import runpy
+from operator import attrgetter
 from pathlib import Path
 
 import torchdpt
@@ -17,7 +18,8 @@ def test_api_md_is_what_its_script_writes() -> None:
 
 
 def test_everything_public_has_a_docstring() -> None:
-    documented = {name: getattr(torchdpt, name) for name in torchdpt.__all__ if callable(getattr(torchdpt, name))}
+    named = {name: attrgetter(name)(torchdpt) for name in API["public"]()}
+    documented = {name: value for name, value in named.items() if callable(value)}
     for name, value in list(documented.items()):
         if inspect.isclass(value):
             documented |= {f"{name}.{member}": what for member, what in API["members"](value)}
