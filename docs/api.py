@@ -19,6 +19,15 @@ GROUPS = {
     "Photographs": ("load_image", "ImageProcessor"),
     "Classes of segmentation": ("Classes", "ADE20K", "PASCAL_CONTEXT", "IGNORE_INDEX"),
     "Networks and their parts": ("DPTConfig", "list_presets", "DPTOutput", "Encoder", "Reassemble", "Fusion", "Head"),
+    "Losses": (
+        "losses.scale_and_shift_invariant",
+        "losses.gradient_matching",
+        "losses.silog",
+        "losses.LossResult",
+        "losses.segmentation",
+        "losses.align",
+        "losses.Alignment",
+    ),
     "Training on several losses": ("optim.gram", "optim.min_norm"),
     "Elsewhere": ("export", "cmake_prefix_path"),
 }
@@ -116,7 +125,10 @@ def section(name: str) -> str:
 
 def public() -> list[str]:
     """What is in the `__all__` of the package and of its public modules."""
-    return sorted([*torchdpt.__all__, *(f"optim.{name}" for name in torchdpt.optim.__all__)])
+    modules = ("losses", "optim")
+    return sorted(
+        [*torchdpt.__all__, *(f"{module}.{name}" for module in modules for name in getattr(torchdpt, module).__all__)]
+    )
 
 
 def link(name: str) -> str:

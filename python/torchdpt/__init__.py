@@ -25,6 +25,7 @@ def _check_torch() -> None:
 _check_torch()
 
 from torchdpt import _C  # noqa: E402
+from torchdpt import losses as losses  # noqa: E402
 from torchdpt import optim as optim  # noqa: E402
 from torchdpt.classes import ADE20K, IGNORE_INDEX, PASCAL_CONTEXT, Classes  # noqa: E402
 from torchdpt.config import DPTConfig, list_presets  # noqa: E402

@@ -14,6 +14,16 @@ from torch import Tensor
 
 from torchdpt.classes import IGNORE_INDEX
 
+__all__ = [
+    "Alignment",
+    "LossResult",
+    "align",
+    "gradient_matching",
+    "scale_and_shift_invariant",
+    "segmentation",
+    "silog",
+]
+
 AlignmentMode = Literal["robust", "least_squares"]
 Reduction = Literal["image", "batch"]
 Definition = Literal["recommended", "paper", "published"]
