@@ -13,7 +13,7 @@ import pytest
 import torch
 
 # Helpers that assert: their failures show values as those of tests do.
-pytest.register_assert_rewrite("checkpoints", "narrow", "parity", "reference", "reference_family")
+pytest.register_assert_rewrite("checkpoints", "loss_cases", "narrow", "parity", "reference", "reference_family")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
