@@ -201,7 +201,9 @@ def test_segmentation_equals_reference(device, batch, classes, size, auxiliary, 
             assert gradient.dtype == dtype
             # An entry is at most 1 / labelled pixels; that of one class is zero.
             size_of_one = max(np.abs(expected).max(), 1 / labels.size)
-            assert np.abs(to_numpy(gradient) - expected).max() <= TOLERANCE[dtype] * size_of_one
+            # Positions of the resizing are float32, on sides up to 40, each off by an ulp.
+            tolerance = 1e-5 if dtype == torch.float32 and auxiliary is not None else TOLERANCE[dtype]
+            assert np.abs(to_numpy(gradient) - expected).max() <= tolerance * size_of_one
 
 
 # --- layouts and types ---

@@ -240,8 +240,9 @@ struct AlignmentTerms : torch::autograd::Function<AlignmentTerms> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     TORCH_CHECK(!at::GradMode::is_enabled(),
-                "losses: a second derivative (create_graph=True) of a scale- and shift-invariant "
-                "loss is not supported; its gradient is piecewise constant in the residuals");
+                "losses: double backward (create_graph=True) through a scale- and shift-invariant "
+                "loss or gradient matching is not supported; take the first derivative alone");
+    if (!grads[0].defined()) return variable_list(4);
     const variable_list saved = ctx->get_saved_variables();
     const Tensor grad = call_backward(
         grads[0], saved[0], saved[1], saved[2], saved[3], ctx->saved_data["alignment"].toInt(),

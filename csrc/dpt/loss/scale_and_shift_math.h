@@ -55,18 +55,25 @@ DPT_DEVICE void robust(const Group& group, bool published, int64_t n, int64_t co
   stats.sum_signs = sums.at[2];
 }
 
+template <class T, class Group>
+DPT_DEVICE Sums<2> means(const Group& group, int64_t n, int64_t count, const T* prediction,
+                         const T* target, const uint8_t* mask) {
+  const auto sums = group.template sum<2>(n, [&](int64_t i) {
+    const auto p = static_cast<double>(prediction[i]), t = static_cast<double>(target[i]);
+    return Sums<2>{mask[i] ? p : 0, mask[i] ? t : 0};
+  });
+  return {sums.at[0] / static_cast<double>(count), sums.at[1] / static_cast<double>(count)};
+}
+
 // Least squares: centre = mean, spread = variance and covariance. Returns whether a map is
 // constant.
 template <class T, class Group>
 DPT_DEVICE bool least_squares(const Group& group, int64_t n, int64_t count, const T* prediction,
                               const T* target, const uint8_t* mask, Stats& stats) {
   const auto M = static_cast<double>(count);
-  const auto sums = group.template sum<2>(n, [&](int64_t i) {
-    return Sums<2>{mask[i] ? static_cast<double>(prediction[i]) : 0,
-                   mask[i] ? static_cast<double>(target[i]) : 0};
-  });
+  const auto centres = means(group, n, count, prediction, target, mask);
   // Rounding of the means is made good by the first moments about them.
-  const double near = sums.at[0] / M, near_target = sums.at[1] / M;
+  const double near = centres.at[0], near_target = centres.at[1];
   const auto moments = group.template sum<6>(n, [&](int64_t i) {
     const double d = mask[i] ? static_cast<double>(prediction[i]) - near : 0;
     const double e = mask[i] ? static_cast<double>(target[i]) - near_target : 0;
@@ -93,10 +100,18 @@ DPT_DEVICE Aligned align(const Group& group, Alignment alignment, bool published
   });
   const auto count = static_cast<int64_t>(sums.at[0]);
   stats = {};
-  if (count == 0) return {nan, nan, kEmpty};
-  if (sums.at[1] > 0) return {nan, nan, kNotFinite};
-  Aligned result = {1, 0, kUsed};
-  if (alignment != Alignment::kNone) {
+  const bool aligns = alignment != Alignment::kNone;
+  Aligned result = {aligns ? nan : 1, aligns ? nan : 0, kUsed};
+  if (count == 0 || sums.at[1] > 0) {
+    result.dropped = count == 0 ? kEmpty : kNotFinite;
+    return result;
+  }
+  if (!aligns) {
+    // A residual keeps its differences in the type of the maps only if it is near zero.
+    const auto centres = means(group, n, count, prediction, target, mask);
+    stats.prediction_centre = centres.at[0];
+    stats.target_centre = centres.at[1];
+  } else {
     bool constant;
     if (alignment == Alignment::kRobust) {
       robust(group, published, n, count, prediction, target, mask, stats);

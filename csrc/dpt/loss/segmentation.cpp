@@ -19,8 +19,10 @@ Tensor as_float(const Tensor& logits) {
 
 void check(const char* what, const Tensor& logits, const Tensor& labels) {
   TORCH_CHECK_VALUE(logits.dim() == 4 && at::isFloatingType(logits.scalar_type()),
-                    "segmentation: ", what, " must be floating point [B, K, H, W], got ",
-                    logits.scalar_type(), " ", logits.sym_sizes());
+                    "segmentation: ", what,
+                    " must be [B, K, H, W] in float32, float64, float16 or "
+                    "bfloat16, got ",
+                    logits.sym_sizes(), " in ", logits.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 3 && labels.scalar_type() == at::kLong,
                     "segmentation: labels must be int64 [B, H, W], got ", labels.scalar_type(), " ",
                     labels.sym_sizes(), "; convert them with labels.long()");
@@ -41,6 +43,9 @@ Tensor segmentation(const Tensor& logits, const Tensor& labels, const Tensor& au
   const Tensor loss = cross_entropy(as_float(logits), labels, options.ignore_index);
   if (!auxiliary_logits.defined()) return loss;
   check("auxiliary_logits", auxiliary_logits, labels);
+  TORCH_CHECK_VALUE(auxiliary_logits.sym_size(1) == logits.sym_size(1),
+                    "segmentation: auxiliary_logits must have the classes of logits, got ",
+                    auxiliary_logits.sym_sizes(), " and ", logits.sym_sizes());
   const Tensor resized = resize_bilinear(as_float(auxiliary_logits), labels.sym_size(1),
                                          labels.sym_size(2), /*align_corners=*/false);
   return loss + options.auxiliary_weight * cross_entropy(resized, labels, options.ignore_index);
