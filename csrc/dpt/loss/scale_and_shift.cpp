@@ -239,9 +239,6 @@ struct AlignmentTerms : torch::autograd::Function<AlignmentTerms> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "losses: double backward (create_graph=True) through a scale- and shift-invariant "
-                "loss or gradient matching is not supported; take the first derivative alone");
     if (!grads[0].defined()) return variable_list(4);
     const variable_list saved = ctx->get_saved_variables();
     const Tensor grad = call_backward(
@@ -257,6 +254,31 @@ Results alignment_terms_autograd(const Tensor& prediction, const Tensor& target,
   const variable_list r = AlignmentTerms::apply(
       prediction, target, mask, terms_of(alignment, data, published, trim_millionths, num_scales));
   return {r[0], r[1], r[2], r[3], r[4], r[5], r[6]};
+}
+
+// Of the gradient there is no gradient.
+struct AlignmentTermsBackward : torch::autograd::Function<AlignmentTermsBackward> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_sums, const Tensor& prediction,
+                        const Tensor& target, const Tensor& residual, const Tensor& stats,
+                        int64_t alignment, int64_t data, bool published) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_backward(grad_sums, prediction, target, residual, stats, alignment, data,
+                         published);
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    TORCH_CHECK(false,
+                "losses: double backward through a scale- and shift-invariant loss or gradient "
+                "matching is not supported; take the first derivative alone");
+  }
+};
+
+Tensor alignment_terms_backward_autograd(const Tensor& grad_sums, const Tensor& prediction,
+                                         const Tensor& target, const Tensor& residual,
+                                         const Tensor& stats, int64_t alignment, int64_t data,
+                                         bool published) {
+  return AlignmentTermsBackward::apply(grad_sums, prediction, target, residual, stats, alignment,
+                                       data, published);
 }
 
 // --- losses: sums divided by counts ---
@@ -423,6 +445,9 @@ TORCH_LIBRARY_IMPL(dpt, Meta, m) {
   m.impl("alignment_terms", alignment_terms_meta);
   m.impl("alignment_terms_backward", alignment_terms_backward_meta);
 }
-TORCH_LIBRARY_IMPL(dpt, Autograd, m) { m.impl("alignment_terms", alignment_terms_autograd); }
+TORCH_LIBRARY_IMPL(dpt, Autograd, m) {
+  m.impl("alignment_terms", alignment_terms_autograd);
+  m.impl("alignment_terms_backward", alignment_terms_backward_autograd);
+}
 
 }  // namespace dpt::loss
