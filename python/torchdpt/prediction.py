@@ -14,6 +14,7 @@ from torchdpt import prediction_files as formats
 from torchdpt.classes import IGNORE_INDEX, Classes
 from torchdpt.colormaps import apply_colormap
 from torchdpt.files import write_atomically
+from torchdpt.metric_fit import MetricFit, as_points, fit_inverse_depth, metric_depth
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["relative_inverse_depth", "metric_depth"]
@@ -366,6 +367,36 @@ class Prediction:
         return cls(prediction.depth, kind, "m" if kind == "metric_depth" else None)
 
     # --- space ---
+
+    def to_metric(
+        self, points: Array | Sequence[Sequence[float]] | None = None, *, sparse_depth: Array | None = None
+    ) -> tuple[Self, MetricFit]:
+        """Metric depth, from relative inverse depth and a few distances that are known in metres.
+
+        Scale and shift are fitted in inverse depth: 1 / metres = scale * value + shift. Up to nearly half of the points
+        may be wrong (least median of squares, then least squares on the points that agree); no random number is used.
+
+        Args:
+            points: [N, 3]: x, y and metres along the optical axis. In pixels of `depth`; the centre of the first is at
+                (0.5, 0.5), and the pixel that a point is in has its value.
+            sparse_depth: Instead: metres, an array of the size of `depth`; 0 and NaN mean: not measured.
+
+        Returns:
+            The prediction with depth in metres, NaN where scale * value + shift is not positive; and the fit.
+
+        Raises:
+            ValueError: if depth is metric already or missing; a point is outside of the image or its distance not
+                positive; or the points do not determine the fit: fewer than two, all at nearly one inverse depth, or in
+                such disagreement with the prediction that the scale is negative or may be.
+        """
+        depth = self._depth_for("to_metric")
+        if self.kind == "metric_depth":
+            raise ValueError("to_metric: depth is in metres already; it is for relative inverse depth")
+        rows, columns, metres = as_points(points, sparse_depth, *depth.shape)
+        known = depth[self.valid].astype(np.float64)
+        fit = fit_inverse_depth(depth[rows, columns], metres, float(np.ptp(known)) if known.size else 0.0)
+        in_metres = metric_depth(depth, fit.scale, fit.shift)
+        return dataclasses.replace(self, depth=in_metres, kind="metric_depth", unit="m"), fit
 
     def point_cloud(
         self,
