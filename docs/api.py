@@ -7,7 +7,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,14 @@ import torchdpt
 
 # In the order of the page; what a public module offers, with its name.
 GROUPS = {
-    "From photographs to depth and labels": ("DPTModel", "predict_files", "FileResult", "Prediction", "PointCloud"),
+    "From photographs to depth and labels": (
+        "DPTModel",
+        "predict_files",
+        "FileResult",
+        "Prediction",
+        "PointCloud",
+        "metric_fit.MetricFit",
+    ),
     "Photographs": ("load_image", "ImageProcessor"),
     "Classes of segmentation": ("Classes", "ADE20K", "PASCAL_CONTEXT", "IGNORE_INDEX"),
     "Networks and their parts": ("DPTConfig", "list_presets", "DPTOutput", "Encoder", "Reassemble", "Fusion", "Head"),
@@ -29,8 +35,29 @@ GROUPS = {
         "losses.Alignment",
     ),
     "Training on several losses": ("optim.gram", "optim.min_norm"),
+    "Evaluation": (
+        "evaluate.Evaluator",
+        "evaluate.EvaluationResult",
+        "protocols.get",
+        "protocols.PROTOCOLS",
+        "protocols.Protocol",
+        "protocols.DepthProtocol",
+        "protocols.OrdinalProtocol",
+        "protocols.SegmentationProtocol",
+        "protocols.kb_crop",
+        "protocols.to_json",
+        "metrics.DepthMetrics",
+        "metrics.DepthResult",
+        "metrics.WHDR",
+        "metrics.WHDRResult",
+        "metrics.SegmentationMetrics",
+        "metrics.SegmentationResult",
+        "metrics.SegmentationImage",
+    ),
     "Elsewhere": ("export", "cmake_prefix_path"),
 }
+# What is public in these stands in their own __all__, and not in torchdpt's.
+MODULES = ("evaluate", "losses", "metric_fit", "metrics", "optim", "protocols")
 INTRODUCTION = """\
 # The Python API
 
@@ -58,6 +85,7 @@ def type_text(annotation: Any, module: str) -> str:
 
     written = getattr(annotation, "__forward_arg__", str(annotation))
     text = re.sub(r"(?<![.\w\"'])[A-Z]\w*", spell_out, written)
+    text = re.sub(r"\btorchdpt\.\w+\.", "", text)
     return text.replace("typing.", "").replace("numpy.ndarray[Any, Any]", "numpy.ndarray")
 
 
@@ -93,7 +121,7 @@ def markdown(doc: str) -> str:
             parts.append(wrap(block))
             continue
         items = [body] if title == "Returns" else re.split(r"\n(?=\S)", textwrap.dedent(body))
-        items = [re.sub(r"^(\w+):", r"`\1`:", item) for item in items]
+        items = [re.sub(r"^(\**\w+):", r"`\1`:", item) for item in items]
         parts.append("\n".join([f"**{title}**\n", *(wrap(item, "- ") for item in items)]))
     return "\n\n".join(parts)
 
@@ -102,16 +130,27 @@ def entry(heading: str, code: str, text: str) -> str:
     return f"{heading}\n\n```python\n{code}\n```\n\n{text}\n"
 
 
+def public() -> dict[str, Any]:
+    """Everything public by its name below torchdpt."""
+    values = {name: getattr(torchdpt, name) for name in torchdpt.__all__}
+    for module in MODULES:
+        home = getattr(torchdpt, module)
+        values |= {f"{module}.{name}": getattr(home, name) for name in home.__all__}
+    return values
+
+
 def section(name: str) -> str:
     """One public name, and below it its members."""
-    value = attrgetter(name)(torchdpt)
+    value = public()[name]
+    module, _, short = name.rpartition(".")
     if not callable(value):  # a constant: a comment stands in the place of a docstring
-        source = inspect.getsource(torchdpt) + inspect.getsource(torchdpt.classes)
-        comment = re.search(rf"((?:^# .*\n)+){name} = ", source, re.MULTILINE)
+        homes = (getattr(torchdpt, module),) if module else (torchdpt, torchdpt.classes)
+        source = "".join(map(inspect.getsource, homes))
+        comment = re.search(rf"((?:^# .*\n)+){short}(?:: .*)? = ", source, re.MULTILINE)
         assert comment is not None, f"torchdpt.{name} needs a comment above it"
         return entry(f"## {name}", f"{name}: {type(value).__name__}", wrap(comment[1].replace("# ", "")))
     kind = "class" if inspect.isclass(value) else "def"
-    entries = [entry(f"## {name}", signature(f"{kind} {name.split('.')[-1]}", value), markdown(value.__doc__ or ""))]
+    entries = [entry(f"## {name}", signature(f"{kind} {short}", value), markdown(value.__doc__ or ""))]
     for member, what in members(value) if inspect.isclass(value) else ():
         if isinstance(what, property):
             getter: Any = what.fget
@@ -119,16 +158,8 @@ def section(name: str) -> str:
         else:
             code = f"@{type(what).__name__}\n" if isinstance(what, classmethod | staticmethod) else ""
             code += signature(f"def {member}", getattr(what, "__func__", what))
-        entries.append(entry(f"### `{name}.{member}`", code, markdown(what.__doc__ or "")))
+        entries.append(entry(f"### `{short}.{member}`", code, markdown(what.__doc__ or "")))
     return "\n".join(entries)
-
-
-def public() -> list[str]:
-    """What is in the `__all__` of the package and of its public modules."""
-    modules = ("losses", "optim")
-    return sorted(
-        [*torchdpt.__all__, *(f"{module}.{name}" for module in modules for name in getattr(torchdpt, module).__all__)]
-    )
 
 
 def link(name: str) -> str:
@@ -138,7 +169,7 @@ def link(name: str) -> str:
 def render() -> str:
     """The text of docs/api.md."""
     names = [name for group in GROUPS.values() for name in group]
-    assert sorted(names) == public(), "GROUPS in docs/api.py must name what is public"
+    assert sorted(names) == sorted(public()), "GROUPS in docs/api.py must name what is in torchdpt.__all__ and MODULES"
     links = {title: ", ".join(map(link, group)) for title, group in GROUPS.items()}
     contents = "\n".join(wrap(f"{title}: {link}", "- ") for title, link in links.items())
     return "\n".join([INTRODUCTION, f"{contents}\n", *map(section, names)])
