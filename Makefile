@@ -55,7 +55,7 @@ test: $(VENV)/test
 	fi
 	$(install) -C cmake.define.DPT_TESTS=ON -C cmake.define.DPT_WERROR=ON --force-reinstall --no-deps .
 	ctest --test-dir $(BUILD) --output-on-failure
-	$(bin)/python -m pytest
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 cpp_files = $(shell git ls-files '*.h' '*.cpp' '*.cu')
