@@ -34,6 +34,7 @@ GROUPS = {
         "losses.align",
         "losses.Alignment",
     ),
+    "Data": ("scenes.render", "scenes.RenderedScene", "scenes.CLASS_NAMES"),
     "Training on several losses": ("optim.gram", "optim.min_norm"),
     "Evaluation": (
         "evaluate.Evaluator",
@@ -57,7 +58,7 @@ GROUPS = {
     "Elsewhere": ("export", "cmake_prefix_path"),
 }
 # What is public in these stands in their own __all__, and not in torchdpt's.
-MODULES = ("evaluate", "losses", "metric_fit", "metrics", "optim", "protocols")
+MODULES = ("evaluate", "losses", "metric_fit", "metrics", "optim", "protocols", "scenes")
 INTRODUCTION = """\
 # The Python API
 

@@ -24,7 +24,7 @@ def _check_torch() -> None:
 
 _check_torch()
 
-from torchdpt import _C, evaluate, losses, metrics, optim, protocols  # noqa: E402, F401
+from torchdpt import _C, evaluate, losses, metrics, optim, protocols, scenes  # noqa: E402, F401
 from torchdpt.classes import ADE20K, IGNORE_INDEX, PASCAL_CONTEXT, Classes  # noqa: E402
 from torchdpt.config import DPTConfig, list_presets  # noqa: E402
 from torchdpt.export import export  # noqa: E402
