@@ -87,7 +87,7 @@ def scale_and_shift_invariant(
 
     Raises:
         ValueError: if tensors do not fit, an option is none, or the target requires a gradient.
-        RuntimeError: for second derivatives.
+        RuntimeError: for second derivatives and transforms of torch.func.
 
     Reference: Ranftl et al. (2020), "Towards Robust Monocular Depth Estimation", Sec. 5.
     """

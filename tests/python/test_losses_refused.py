@@ -144,6 +144,14 @@ def test_segmentation_refuses_other_sizes(device):
             losses.segmentation(logits, labels, auxiliary)
 
 
+@pytest.mark.parametrize("function", [losses.scale_and_shift_invariant, losses.gradient_matching])
+def test_transforms_of_torch_func_are_refused(device, function):
+    prediction, target = torch.rand(2, 3, 6, 5, device=device)
+    mask = torch.ones_like(target, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=r"transforms of torch.func .* use loss.backward"):
+        torch.func.grad(lambda x: function(x, target, mask).loss)(prediction)
+
+
 def test_segmentation_refuses_other_types(device):
     logits, labels = class_maps(device)
     for dtype in (torch.int32, torch.uint8, torch.float32):

@@ -291,6 +291,10 @@ struct Weights {
 
 LossResult reduce(const char* name, const Tensor& prediction, const Tensor& target,
                   const Tensor& mask, const Terms& terms, const Weights& weights) {
+  TORCH_CHECK(
+      !in_torch_func(), name,
+      ": transforms of torch.func (grad, vmap, ...) are not supported; use loss.backward() or "
+      "torch.autograd.grad");
   const auto [from, to] = checked_maps(name, prediction, target, mask);
   const auto [sums, counts, scale, shift, dropped, residual, stats] =
       call_terms(from, to, mask, terms);

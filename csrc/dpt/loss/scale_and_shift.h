@@ -35,7 +35,7 @@ struct ScaleAndShiftOptions {
 // H, W]: bool, true where the target is valid. What is outside the mask never matters. Sums are
 // float64; results have the maps' type. Gradients flow to the prediction alone, through scale and
 // shift, too. Throws ValueError for maps that do not fit, options out of range, and a target that
-// requires a gradient; RuntimeError for second derivatives.
+// requires a gradient; RuntimeError for second derivatives and transforms of torch.func.
 DPT_API LossResult scale_and_shift_invariant(const Tensor& prediction, const Tensor& target,
                                              const Tensor& mask,
                                              const ScaleAndShiftOptions& options = {});
