@@ -196,7 +196,8 @@ class DPTModel(nn.Module):
     def synchronize_batch_norm(self, group: ProcessGroup | None = None) -> Self:
         """Share the statistics of batch normalisation among the processes of a group, in training.
 
-        In place of `torch.nn.SyncBatchNorm`. Every process of the group must run the same steps.
+        In place of `torch.nn.SyncBatchNorm`. Every process of the group must run the same steps. Without batch
+        normalisation in the network, or with one process alone in the group, it changes nothing.
 
         Args:
             group: Default: all processes (`torch.distributed.init_process_group` comes first).
@@ -205,16 +206,21 @@ class DPTModel(nn.Module):
             This model.
 
         Raises:
-            ValueError: if torch.distributed is not initialised.
+            ValueError: if torch.distributed is not initialised, or `group` is no group that this process is in.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ValueError(
                 "synchronize_batch_norm: there is no process group; call torch.distributed.init_process_group first, "
                 "and start the script with torchrun"
             )
-        chosen = group or torch.distributed.group.WORLD
-        assert chosen is not None
-        self.config = self.config.replace(batch_norm_group=chosen.group_name)
+        chosen = torch.distributed.group.WORLD if group is None else group
+        if not isinstance(chosen, torch.distributed.ProcessGroup):
+            raise ValueError(
+                "synchronize_batch_norm: group must be a process group that this process is in, as "
+                f"torch.distributed.new_group gives, or None for all processes, got {chosen!r}"
+            )
+        shared = chosen.size() > 1
+        self.config = self.config.replace(batch_norm_group=chosen.group_name if shared else "")
         for stage in self.children():
             if isinstance(stage, Stage):
                 stage.config = self.config

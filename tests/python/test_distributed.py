@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from networks import RESNET
 
 from torchdpt import DPTModel
 
@@ -67,21 +69,54 @@ def test_sharding_single_blocks_is_refused(parallel: dict[str, float | str], che
 
 
 @pytest.fixture(scope="module")
-def batch_norm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+def batch_norm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     out = tmp_path_factory.mktemp("batch_norm") / "errors.json"
     torchrun(2, SCRIPTS / "synchronized_batch_norm.py", out)
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("way", ["eager", "compiled"])
+@pytest.mark.parametrize("way", ["eager", "compiled", "uneven"])
 @pytest.mark.parametrize("what", ["outputs", "gradients", "statistics"])
 def test_synchronised_batch_norm_of_two_processes_equals_one(
-    batch_norm: dict[str, dict[str, float]], way: str, what: str
+    batch_norm: dict[str, dict[str, Any]], way: str, what: str
 ) -> None:
     assert batch_norm[way][what] <= 1e-9  # float64, sums in another order
     assert batch_norm["not synchronised"][what] >= 1e-3
 
 
+def test_synchronised_statistics_of_one_value_stay_finite(batch_norm: dict[str, dict[str, Any]]) -> None:
+    got = batch_norm["one value"]
+    assert got["finite"]
+    assert got["mean moved"]
+    # A tenth of the way to the variance of one value, zero.
+    assert got["variance"] == pytest.approx([0.9] * len(got["variance"]), abs=1e-12)
+
+
+def test_synchronised_statistics_of_no_value_stay_as_they_are(batch_norm: dict[str, dict[str, Any]]) -> None:
+    assert batch_norm["no value"] == {"finite": True, "mean moved": False, "variance": [1.0]}
+
+
+def test_group_of_one_process_shares_nothing(batch_norm: dict[str, dict[str, Any]]) -> None:
+    assert batch_norm["alone"]["group"] == ""
+    assert "group must be a process group that this process is in" in batch_norm["alone"]["not a member"]
+
+
 def test_synchronised_batch_norm_wants_a_process_group() -> None:
     with pytest.raises(ValueError, match="there is no process group; call torch"):
         DPTModel("dpt_tiny", device="meta").synchronize_batch_norm()
+
+
+@pytest.mark.parametrize("group", [3, "nope", [0, 1]])
+def test_what_is_no_process_group_is_refused(group: object) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"group must be a process group .* or None for all processes, got"):
+            DPTModel("dpt_tiny", device="meta").synchronize_batch_norm(group)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_name_of_a_group_that_is_not_there_is_refused() -> None:
+    model = DPTModel(RESNET.replace(batch_norm_group="nope")).train()
+    with pytest.raises(ValueError, match=r"batch_norm_group: there is no process group 'nope'.*synchronize_batch_norm"):
+        model(torch.rand(2, 3, 64, 64))

@@ -17,8 +17,17 @@ Tensor call(const char* name, torch::jit::Stack stack) {
 }
 
 Tensor sum(const Tensor& x, const std::string& process_group) {
-  return call("_c10d_functional::wait_tensor",
-              {call("_c10d_functional::all_reduce", {x.contiguous(), "sum", process_group})});
+  try {
+    return call("_c10d_functional::wait_tensor",
+                {call("_c10d_functional::all_reduce", {x.contiguous(), "sum", process_group})});
+  } catch (const c10::Error& error) {
+    const std::string_view message = error.what_without_backtrace();
+    TORCH_CHECK_VALUE(message.find("resolve the process group") == message.npos,
+                      "batch_norm_group: there is no process group '", process_group,
+                      "' in this process; set it with model.synchronize_batch_norm(group), after "
+                      "torch.distributed.init_process_group, or to \"\"");
+    throw;
+  }
 }
 
 struct AllReduceSum : torch::autograd::Function<AllReduceSum> {

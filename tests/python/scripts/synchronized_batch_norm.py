@@ -1,7 +1,8 @@
 """Batch statistics shared by two processes: torchrun --nproc-per-node 2 synchronized_batch_norm.py OUT.json
 
 Writes the largest error, against one process with the whole batch, of outputs, gradients and running statistics,
-eager and compiled; and how far off they are without synchronisation.
+eager, compiled, and with one image here and three there; how far off they are without synchronisation; and what becomes
+of the running statistics where the processes have one value in all, or none.
 """
 
 import copy
@@ -28,12 +29,18 @@ def main(out):
     torch.set_num_threads(1)
     alone = make_model(RESNET.replace(**JOINT, dropout=0.0), torch.float64).train()
     start = copy.deepcopy(alone)
-    images = torch.rand(2 * world, 3, 64, 64, dtype=torch.float64)
+    images = torch.rand(4, 3, 64, 64, dtype=torch.float64)
     want = outcome(alone, images)
-    mine = slice(2 * rank, 2 * rank + 2)
+    halves = [slice(0, 2), slice(2, 4)]
 
     results = {}
-    for way in ("eager", "compiled", "not synchronised"):
+    for way, slices in {
+        "eager": halves,
+        "compiled": halves,
+        "uneven": [slice(0, 1), slice(1, 4)],
+        "not synchronised": halves,
+    }.items():
+        mine = slices[rank]
         model = copy.deepcopy(start)
         if way != "not synchronised":
             model.synchronize_batch_norm()
@@ -52,7 +59,30 @@ def main(out):
         for ours, theirs in zip(model.buffers(), alone.buffers(), strict=True):
             error = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()
             errors["statistics"] = max(errors["statistics"], error.item())
-        results[way] = errors
+        worst = torch.tensor(list(errors.values()))
+        dist.all_reduce(worst, dist.ReduceOp.MAX)  # of both processes
+        results[way] = dict(zip(errors, worst.tolist(), strict=True))
+
+    # An image of 32 x 32 is one value per channel at the end of the encoder.
+    last = "encoder.stages.3.0.norm3.running_"
+    before = {name: start.state_dict()[last + name] for name in ("mean", "var")}
+    for way, counts in {"one value": [1, 0], "no value": [0, 0]}.items():
+        model = copy.deepcopy(start).synchronize_batch_norm()
+        outcome(model.encoder, torch.rand(counts[rank], 3, 32, 32, dtype=torch.float64))
+        after = {name: model.state_dict()[last + name] for name in before}
+        results[way] = {
+            "finite": all(bool(buffer.isfinite().all()) for buffer in model.buffers()),
+            "mean moved": not torch.equal(after["mean"], before["mean"]),
+            "variance": (after["var"] / before["var"]).unique().tolist(),
+        }
+    # In a group of one process there is nobody to share with.
+    own = [dist.new_group([other]) for other in range(world)]
+    model = copy.deepcopy(start).synchronize_batch_norm(own[rank])
+    results["alone"] = {"group": model.config.batch_norm_group}
+    try:
+        model.synchronize_batch_norm(own[1 - rank])
+    except ValueError as error:
+        results["alone"]["not a member"] = str(error)
     if rank == 0:
         with open(out, "w") as file:
             json.dump(results, file)
