@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
-from torchdpt import ImageProcessor, load_image
+from torchdpt import DPTConfig, DPTModel, ImageProcessor, load_image
+from torchdpt.model import published_processor
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)  # no symmetry
@@ -315,6 +316,39 @@ def test_network_sizes(image: tuple[int, int], resize: str, want: tuple[int, int
 
 def test_exact_size_is_the_size() -> None:
     assert ImageProcessor((96, 160), resize="exact").network_size(480, 640) == (96, 160)
+
+
+HALF, IMAGENET = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# (height, width) aimed at, how, mean and deviation, and (height, width) of the input for a photograph of 640 x 480:
+# isl-org/DPT run_monodepth.py and run_segmentation.py, isl-org/MiDaS run.py of v2.1.
+PUBLISHED = {
+    "dpt_base": ((384, 384), "minimal", HALF, (384, 512)),
+    "dpt_deit_base_distilled": ((384, 384), "minimal", HALF, (384, 512)),
+    "dpt_large": ((384, 384), "minimal", HALF, (384, 512)),
+    "dpt_large_joint": ((384, 384), "minimal", HALF, (384, 512)),
+    "dpt_hybrid": ((384, 384), "minimal", HALF, (384, 512)),
+    "dpt_hybrid_nyu": ((480, 640), "minimal", HALF, (480, 640)),
+    "dpt_hybrid_kitti": ((352, 1216), "minimal", HALF, (352, 480)),
+    "dpt_hybrid_ade": ((480, 480), "minimal", HALF, (480, 640)),
+    "dpt_hybrid_pascal": ((480, 480), "minimal", HALF, (480, 640)),
+    "dpt_large_ade": ((480, 480), "minimal", HALF, (480, 640)),
+    "midas_resnet50": ((384, 384), "upper_bound", IMAGENET, (288, 384)),
+    "midas_resnext101_wsl": ((384, 384), "upper_bound", IMAGENET, (288, 384)),
+}
+
+
+@pytest.mark.parametrize(("preset", "want"), PUBLISHED.items())
+def test_published_networks_have_their_processor(preset: str, want: tuple) -> None:
+    size, resize, (mean, std), network_size = want
+    processor = published_processor(DPTConfig.preset(preset))
+    assert processor == ImageProcessor(size, resize, 32, "cubic", mean, std)
+    assert processor == DPTModel(preset, device="meta").processor
+    assert processor.network_size(480, 640) == network_size
+
+
+def test_metric_network_of_other_constants_has_its_native_size() -> None:
+    config = DPTConfig.preset("dpt_hybrid_nyu").replace(depth_shift=0.2)
+    assert published_processor(config) == ImageProcessor((384, 384))
 
 
 @pytest.mark.parametrize("multiple", [1, 14, 32])
