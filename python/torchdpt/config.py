@@ -148,6 +148,8 @@ class DPTConfig:
     def ablation(cls, table: Literal["taps", "readout", "backbone"]) -> dict[str, Self]:
         """The networks of Table 6 (taps), 7 (readout) or 8 (backbone) of the paper, by the names that they have there.
 
+        Those of Table 6 ignore the readout token: its first row has the numbers of "Ignore" in Table 7.
+
         Raises:
             ValueError: if there is no such table.
         """

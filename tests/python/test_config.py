@@ -96,6 +96,67 @@ def test_published_facts_of_the_presets():
     assert DPTConfig.preset("dpt_deit_base_distilled") == base.replace(distilled=True)
 
 
+def test_metric_presets_have_the_published_scale_and_shift():
+    # isl-org/DPT run_monodepth.py.
+    published = {"dpt_hybrid_nyu": (0.000305, 0.1378), "dpt_hybrid_kitti": (0.00006016, 0.00579)}
+    for name in list_presets():
+        config = DPTConfig.preset(name)
+        assert config.metric == (name in published), name
+        if config.metric:
+            assert (config.depth_scale, config.depth_shift) == published[name]
+            scale, shift = published[name]
+            assert config == DPTConfig.preset("dpt_hybrid").replace(metric=True, depth_scale=scale, depth_shift=shift)
+
+
+# Tables 6 to 8 of the paper: what each network has that is not DPT-Base's.
+HYBRID = dict(encoder="hybrid", conv_levels=2, taps=(0, 1, 8, 11), channels=(256, 512, 768, 768))
+RESNET = dict(
+    encoder="resnet",
+    conv_levels=4,
+    taps=(0, 1, 2, 3),
+    channels=(256, 512, 1024, 2048),
+    unit_skip="relu",
+    fusion_project=False,
+    head_align_corners=False,
+)
+LARGE = dict(width=1024, depth=24, heads=16, mlp_width=4096, taps=(5, 11, 17, 23), channels=(256, 512, 1024, 1024))
+ABLATIONS = {
+    # Layers there are counted from one. The readout token was ignored: the first row has the numbers of "Ignore" in
+    # Table 7, and only then does the text choose projection for what follows.
+    "taps": {
+        "base {3, 6, 9, 12}": dict(readout="ignore", taps=(2, 5, 8, 11)),
+        "base {6, 8, 10, 12}": dict(readout="ignore", taps=(5, 7, 9, 11)),
+        "base {9, 10, 11, 12}": dict(readout="ignore", taps=(8, 9, 10, 11)),
+        "hybrid {3, 6, 9, 12}": HYBRID | dict(readout="ignore", conv_levels=0, taps=(2, 5, 8, 11)),
+        "hybrid {R0, R1, 9, 12}": HYBRID | dict(readout="ignore"),
+    },
+    "readout": {name: dict(readout=name, taps=(2, 5, 8, 11)) for name in ("ignore", "add", "project")},
+    "backbone": {
+        "ResNet50": RESNET | dict(stage_depths=(3, 4, 6, 3), groups=1, group_width=64),
+        "ResNeXt101-WSL": RESNET | dict(stage_depths=(3, 4, 23, 3), groups=32, group_width=8),
+        "DeiT-Base": dict(readout="project"),
+        "DeiT-Base-Dist": dict(readout="project", distilled=True),
+        "ViT-Base": dict(readout="project"),
+        "ViT-Large": LARGE | dict(readout="project"),
+        "ViT-Hybrid": HYBRID | dict(readout="project", stage_depths=(3, 4, 9, 0)),
+    },
+}
+
+
+@pytest.mark.parametrize("table", ABLATIONS)
+def test_ablations_are_the_networks_of_the_tables(table):
+    configs = DPTConfig.ablation(table)
+    assert list(configs) == list(ABLATIONS[table])
+    for row, fields in ABLATIONS[table].items():
+        assert configs[row] == DPTConfig(**fields), row
+
+
+def test_ablations_share_the_networks_that_the_tables_share():
+    taps, readout, backbone = map(DPTConfig.ablation, ("taps", "readout", "backbone"))
+    assert taps["base {3, 6, 9, 12}"] == readout["ignore"]
+    assert readout["project"] == backbone["ViT-Base"] == DPTConfig.preset("dpt_base")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
