@@ -27,7 +27,7 @@ from reference_family import (
     reassemble,
 )
 
-from torchdpt import DPTModel
+from torchdpt import _C, DPTModel
 
 # Encoders
 
@@ -366,3 +366,25 @@ def test_published_networks_have_their_number_of_parameters(preset, derived, cou
     assert derived == count
     model = DPTModel(preset, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "used", "unused"),
+    [
+        # Millions in Table 9 of the paper: 105, 112, 123. Never run are a residual unit of the coarsest level, and of a
+        # transformer the final norm and a classifier of 1000 classes.
+        ("midas_resnext101_wsl", 104_182_785, 2 * count_conv(256, 256, 3)),
+        ("dpt_base", 109_696_385, 2 * count_conv(256, 256, 3) + 2 * 768 + count_conv(768, 1000, 1)),
+        ("dpt_hybrid", 121_196_289, 2 * count_conv(256, 256, 3) + 2 * 768 + count_conv(768, 1000, 1)),
+    ],
+)
+def test_published_files_store_what_the_paper_counts(preset, used, unused):
+    model = DPTModel(preset, device="meta")
+    tensors, zeros = _C.named_tensors(model.config.to_json(), model.state_dict(), "isl-org")
+    assert sum(parameter.numel() for parameter in model.parameters()) == used
+    assert sum(tensors[name].numel() for name in zeros) == unused
+    stored = {"midas_resnext101_wsl": 105_362_945, "dpt_base": 111_647_081, "dpt_hybrid": 123_146_985}
+    assert used + unused == stored[preset]
+    if preset == "midas_resnext101_wsl":
+        assert unused == 1_180_160
+        assert {name.rsplit(".", 2)[0] for name in zeros} == {"scratch.refinenet4.resConfUnit1"}
