@@ -373,16 +373,20 @@ def export(args: argparse.Namespace) -> int:
 # --- bench ---
 
 
-def time_stages(model: DPTModel, data: bytes, *, warm_up: int, runs: int) -> dict[str, list[float]]:
+def time_stages(
+    model: DPTModel, data: bytes, *, warm_up: int, runs: int, progress: bool = False
+) -> dict[str, list[float]]:
     """Milliseconds of each stage, run by run, from the bytes of a photograph to a PNG of depth or labels."""
     import tempfile
+
+    from tqdm import tqdm
 
     from torchdpt.predict import prediction_of
 
     weight = next(model.parameters())
     times: dict[str, list[float]] = {"decode": [], "prepare": [], "network": [], "resize and write": []}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        for run in range(warm_up + runs):
+        for run in tqdm(range(warm_up + runs), unit="run", disable=not progress):
             marks = [time.perf_counter()]
             image = torchdpt.load_image(data)
             marks.append(time.perf_counter())
@@ -400,31 +404,34 @@ def time_stages(model: DPTModel, data: bytes, *, warm_up: int, runs: int) -> dic
     return times
 
 
-def bench(args: argparse.Namespace) -> int:
+def synthetic_photograph(height: int, width: int) -> bytes:
+    """A JPEG file."""
     import io
-    import statistics
 
     import numpy as np
     from PIL import Image
 
+    picture = np.add.outer(np.arange(height), np.arange(width))[:, :, None] * np.array([1, 2, 3]) % 256
+    file = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def bench(args: argparse.Namespace) -> int:
+    import statistics
+
     model = load_model(args, args.device, args.dtype)
-    if args.image:
-        data = Path(args.image).read_bytes()
-        try:
-            torchdpt.load_image(data)
-        except ValueError as error:
-            raise ValueError(str(error).replace("the bytes", args.image, 1)) from error
-    else:
-        picture = np.add.outer(np.arange(480), np.arange(640))[:, :, None] * np.array([1, 2, 3]) % 256
-        file = io.BytesIO()
-        Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
-        data = file.getvalue()
-    times = time_stages(model, data, warm_up=args.warm_up, runs=args.runs)
-    total = statistics.median(map(sum, zip(*times.values(), strict=True)))
-    stages = {name: round(statistics.median(values), 3) for name, values in times.items()}
-    around = sum(stages.values()) - stages["network"]
-    height, width = torchdpt.load_image(data).shape[:2]
+    # Of the size that the network's input aims at: it then has this size, 384 x 384 for depth as published.
+    data = Path(args.image).read_bytes() if args.image else synthetic_photograph(*model.processor.size)
+    try:
+        height, width = torchdpt.load_image(data).shape[:2]
+    except ValueError as error:
+        raise ValueError(str(error).replace("the bytes", args.image, 1)) from error
     rows, columns = model.processor.network_size(height, width)
+    progress = not args.json and sys.stderr.isatty()
+    times = time_stages(model, data, warm_up=args.warm_up, runs=args.runs, progress=progress)
+    times["total"] = [sum(stages) for stages in zip(*times.values(), strict=True)]
+    means = {name: statistics.fmean(values) for name, values in times.items()}
     weight = next(model.parameters())
     result = {
         "model": args.model,
@@ -434,9 +441,11 @@ def bench(args: argparse.Namespace) -> int:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "runs": args.runs,
-        **{f"{name} (ms, median)": value for name, value in stages.items()},
-        "total (ms, median)": round(total, 3),
-        "all but the network (% of the total)": round(100 * around / total, 1),
+        **{
+            f"{name} (ms)": {"mean": round(means[name], 3), "median": round(statistics.median(values), 3)}
+            for name, values in times.items()
+        },
+        "all but the network (% of the total)": round(100 * (1 - means["network"] / means["total"]), 1),
     }
     show(result, args.json)
     return 0
