@@ -162,7 +162,7 @@ def test_what_a_resnet_has_not_is_refused() -> None:
     model.activation_checkpointing = True
     with pytest.raises(ValueError, match="activation checkpointing is for encoders with transformer blocks"):
         model(torch.rand(2, 3, 64, 64))
-    with pytest.raises(ValueError, match="a ResNet has no attention"):
+    with pytest.raises(ValueError, match="this encoder has no attention"):
         model.attention(torch.rand(2, 3, 64, 64), 0)
     with pytest.raises(ValueError, match="multiples of 32, got 48 x 64"):
         model(torch.rand(2, 3, 48, 64))

@@ -1,4 +1,4 @@
-"""The directions of dependency: an include or import that docs/architecture.md does not allow is an error."""
+"""What docs/ says of the sources: the directions of dependency, and code that is quoted."""
 
 from __future__ import annotations
 
@@ -139,3 +139,14 @@ def test_no_function_of_the_network_is_written_in_python() -> None:
         if file.stem in ("predict", "evaluate"):  # resize the result to the photograph or the ground truth
             continue
         assert not re.search(r"torch\.nn\.functional|import.* functional|\bF\.", file.read_text()), file
+
+
+def test_cpp_quoted_in_the_docs_is_in_the_sources() -> None:
+    blocks = re.findall(r"```cpp\n// (csrc/\S+)\n(.*?)```", (ROOT / "docs/add_an_encoder.md").read_text(), re.DOTALL)
+    assert len(blocks) == 8
+    for path, text in blocks:
+        source = (ROOT / path).read_text()
+        at = 0
+        for part in re.split(r"(?m)^ *\.\.\.\n", text):
+            assert part in source[at:], f"{path} does not hold, after what is quoted before:\n{part}"
+            at = source.index(part, at) + len(part)

@@ -21,10 +21,17 @@ std::vector<Tensor> Encoder::operator()(const Tensor& image, bool training, bool
 }
 
 Tensor Encoder::attention(const Tensor& image, int64_t block) const {
-  TORCH_CHECK_VALUE(!std::holds_alternative<ResNet>(network),
-                    "attention: a ResNet has no attention; use an encoder with transformer blocks");
-  if (const auto* hybrid = std::get_if<Hybrid>(&network)) return hybrid->attention(image, block);
-  return std::get<ViT>(network).attention(image, block);
+  return std::visit(
+      [&](const auto& encoder) -> Tensor {
+        if constexpr (requires { encoder.attention(image, block); }) {
+          return encoder.attention(image, block);
+        } else {
+          TORCH_CHECK_VALUE(false,
+                            "attention: this encoder has no attention; use one with transformer "
+                            "blocks");
+        }
+      },
+      network);
 }
 
 }  // namespace dpt
