@@ -117,8 +117,19 @@ class EncoderWeights(NamedTuple):
     resized_from: int
 
 
-def read_encoder(path: str, config: str) -> EncoderWeights:
+def read_encoder(source: Path, config: str) -> EncoderWeights:
     """Read the encoder of a folder or file for a network of `config`, JSON."""
+    wanted = "a folder with model.safetensors or model.pt, or a .safetensors, .pt or .pth file"
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"encoder_weights must be the path of {wanted}, got {source!r}")
+    path = os.fspath(source)
+    if not os.path.exists(path):
+        raise ValueError(
+            f"encoder_weights: {path!r} does not exist; pass the path of {wanted}. Models on the hub are not fetched "
+            "here: download the file first"
+        )
+    if not os.path.isdir(path) and not path.endswith((".safetensors", *_PICKLES)):
+        raise ValueError(f"encoder_weights: wanted {wanted}, got {path!r}")
     pickled = _pickle_in(path)
     if pickled is not None:
         return EncoderWeights(*_C.encoder_of(config, read_state_dict(pickled, "encoder_weights"), pickled))

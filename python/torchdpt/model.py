@@ -98,7 +98,7 @@ class DPTModel(nn.Module):
         if encoder_weights is not None:
             if next(self.encoder.parameters()).is_meta:
                 raise ValueError("encoder_weights cannot be loaded onto device='meta', which holds no values")
-            read = checkpoint.read_encoder(os.fspath(encoder_weights), self.config.to_json())
+            read = checkpoint.read_encoder(encoder_weights, self.config.to_json())
             self.encoder.load_state_dict({name.removeprefix("encoder."): t for name, t in read.tensors.items()})
             _log.info("%s: %d tensors are not of the encoder and were not used", encoder_weights, len(read.unused))
             if read.resized_from:

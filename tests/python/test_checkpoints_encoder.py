@@ -150,7 +150,7 @@ def test_what_is_missing_or_unknown_in_an_encoder_alone_is_named(name):
 )
 def test_encoder_of_another_network_is_refused(name, changes, message):
     config, shapes = ENCODERS[name]
-    with pytest.raises(ValueError, match="load_encoder: 'x.pth'.*" + message):
+    with pytest.raises(ValueError, match="encoder_weights: 'x.pth'.*" + message):
         _C.encoder_of(config.replace(**changes).to_json(), empty(shapes), "x.pth")
 
 
@@ -185,11 +185,50 @@ def test_position_embedding_of_another_grid_is_resized_as_the_network_does(tmp_p
 
 def test_encoder_weights_name_a_file_that_is_none(tmp_path):
     for file, message in {
-        "none.pth": "encoder_weights: could not read .*none.pth",
-        "none.safetensors": "load_encoder: .*none.safetensors' does not exist",
+        "none.pth": "encoder_weights: .*none.pth' does not exist",
+        "none.safetensors": "encoder_weights: .*none.safetensors' does not exist",
     }.items():
         with pytest.raises(ValueError, match=message):
             DPTModel(LARGE, encoder_weights=tmp_path / file)
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"encoder_weights: .* is empty"):
         DPTModel(LARGE, encoder_weights=tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("blocks.0.attn.q_bias", "a BEiT"),
+        ("layers.0.blocks.0.attn.relative_position_bias_table", "a Swin transformer"),
+        ("attn_pool.latent", "a SigLIP"),
+        ("blocks.0.ls1.gamma", r"a ViT with layer scale \(DeiT-III, DINOv2\)"),
+        ("blocks.0.gamma_1", r"a ViT with layer scale \(DeiT-III\)"),
+    ],
+)
+def test_encoder_that_is_not_here_is_named(name, what):
+    tensors = empty(timm("", 24)) | {name: torch.zeros(1)}
+    if name.startswith("layers."):
+        tensors = {n.replace("blocks.", "layers.0.blocks."): tensor for n, tensor in tensors.items()}
+    message = (
+        rf"encoder_weights: 'x.pth' is {what}, which torchdpt does not have; the encoders .* ViT, DeiT, ViT-Hybrid"
+    )
+    with pytest.raises(ValueError, match=message):
+        _C.encoder_of(LARGE.to_json(), tensors, "x.pth")
+
+
+@pytest.mark.parametrize("file", ["weights.pth", "model.safetensors"])
+def test_prefix_of_data_parallel_training_is_left_out(tmp_path, file):
+    tensors = drawn(timm("", 24))
+    path = write({f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / file)
+    encoder = with_encoder(LARGE, path)
+    assert all(torch.equal(tensor, tensors[theirs(name, False)]) for name, tensor in encoder.items())
+    whole = drawn(isl_org("hybrid"))
+    path = write({f"module.{name}": tensor for name, tensor in whole.items()}, tmp_path / file)
+    assert same(
+        DPTModel.from_pretrained(path).state_dict(),
+        DPTModel.from_pretrained(write(whole, tmp_path / "plain.pt")).state_dict(),
+    )
+    # Of some names only, it is one of them.
+    path = write(tensors | {"module.cls_token": torch.zeros(1)}, tmp_path / file)
+    with pytest.raises(ValueError, match=r"1 unexpected \[module\.cls_token\]"):
+        DPTModel(LARGE, encoder_weights=path)

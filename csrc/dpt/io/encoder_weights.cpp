@@ -8,7 +8,20 @@ namespace dpt {
 
 namespace {
 
-constexpr const char* kFunction = "load_encoder";
+constexpr const char* kFunction = "encoder_weights";  // as Python calls the option
+
+// Names that only other encoders have; the first that is found tells.
+struct Other {
+  const char* prefix;
+  const char* what;
+};
+constexpr Other kOthers[] = {
+    {"blocks.0.attn.q_bias", "a BEiT"},
+    {"layers.0.blocks.", "a Swin transformer"},
+    {"attn_pool.", "a SigLIP"},
+    {"blocks.0.ls1.", "a ViT with layer scale (DeiT-III, DINOv2)"},
+    {"blocks.0.gamma_1", "a ViT with layer scale (DeiT-III)"},
+};
 
 std::string origin_of(const TensorFile& file) {
   return std::string(kFunction) + ": '" + file.name + "'";
@@ -17,6 +30,11 @@ std::string origin_of(const TensorFile& file) {
 // The encoder in a file, which may be all that the file holds. Of an encoder alone the config is
 // the model's where shapes do not tell.
 Source identify_encoder(TensorFile file, const Config& config) {
+  for (const Other& other : kOthers) {
+    TORCH_CHECK_VALUE(!has_prefix(file.tensors, other.prefix), origin_of(file), " is ", other.what,
+                      ", which torchdpt does not have; the encoders that it has are ViT, DeiT, "
+                      "ViT-Hybrid, ResNet and ResNeXt");
+  }
   auto alone = find_encoder_names(file.tensors);
   if (!alone) return identify(std::move(file), nullptr, kFunction);
   file.config.reset();  // of another project

@@ -24,6 +24,17 @@ std::string read_text(const fs::path& path, const char* function) {
   return text.str();
 }
 
+// DataParallel and DistributedDataParallel put this before the names of all tensors.
+void strip_module(Tensors& tensors) {
+  constexpr std::string_view kModule = "module.";
+  for (const auto& [name, tensor] : tensors) {
+    if (!name.starts_with(kModule)) return;
+  }
+  Tensors stripped;
+  for (const auto& [name, tensor] : tensors) stripped.emplace(name.substr(kModule.size()), tensor);
+  tensors = std::move(stripped);
+}
+
 // By its config.
 void identify_config(Source& source, const char* function) {
   const std::string& origin = source.file.config_name;
@@ -94,6 +105,7 @@ TensorFile open_file(const std::string& path, const char* function) {
       "; pass the folder that save_pretrained wrote, or the .safetensors file itself");
   Safetensors read = read_safetensors(tensor_file.string());
   TensorFile file{.name = tensor_file.string(), .tensors = std::move(read.tensors)};
+  strip_module(file.tensors);
   const auto embedded = read.metadata.find(kConfigKey);
   if (fs::exists(config_file)) {
     file.config = read_text(config_file, function);
@@ -114,6 +126,7 @@ TensorFile from_tensors(const Tensors& tensors, const std::string& origin, const
                       "' must be dense and on the CPU");
     file.tensors.emplace(name, tensor.detach());
   }
+  strip_module(file.tensors);
   return file;
 }
 
