@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pathlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Self, cast, overload
@@ -136,7 +137,8 @@ class DPTModel(nn.Module):
 
         Raises:
             ValueError: if there is no such file or model; the file is damaged or wants to run code; or tensors are
-                missing, unexpected or of another shape, with their names; or `config` contradicts the file.
+                missing, unexpected or of another shape, with their names; or `config` contradicts the file; or the
+                folder names other than `config.num_classes` classes.
             ConnectionError: if the hub cannot be reached, and its cache does not have the model.
         """
         found = checkpoint.find(path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
@@ -149,6 +151,7 @@ class DPTModel(nn.Module):
         if model.config.num_classes:
             folder = found if os.path.isdir(found) else os.path.dirname(found)
             model.classes = Classes.from_folder(folder) or model.classes
+            model._check_classes(f"from_pretrained: {folder!r} names", "mend or delete its classes.json")
         return model.to(torch.device(device) if device is not None else torch.get_default_device(), dtype).eval()
 
     def save_pretrained(
@@ -156,7 +159,7 @@ class DPTModel(nn.Module):
     ) -> list[str]:
         """Write config.json and model.safetensors, or isl-org's model.pt, into a folder, which is created.
 
-        preprocessor_config.json is written beside them.
+        preprocessor_config.json is written beside them, and classes.json if `classes` are named.
 
         Each file is written to a temporary name first, so none is ever half there.
 
@@ -171,8 +174,10 @@ class DPTModel(nn.Module):
             Names of tensors that the layout declares and the network never runs: they are written as zeros.
 
         Raises:
-            ValueError: if the layout has no such network, or the folder cannot be written.
+            ValueError: if the layout has no such network, `classes` are not `config.num_classes`, or the folder
+                cannot be written.
         """
+        self._check_classes("save_pretrained: model.classes are", "set model.classes to as many, or to None")
         tensors: dict[str, Tensor] = {}
         for name, stage in self.named_children():
             if isinstance(stage, Stage):
@@ -191,7 +196,16 @@ class DPTModel(nn.Module):
         self.processor.save(folder)
         if self.classes is not None:
             self.classes.save(folder)
+        else:  # those of a model that was here before
+            pathlib.Path(folder, "classes.json").unlink(missing_ok=True)
         return zeros
+
+    def _check_classes(self, whose: str, advice: str) -> None:
+        if self.classes is not None and len(self.classes) != self.config.num_classes:
+            raise ValueError(
+                f"{whose} {len(self.classes)} classes, and the network has num_classes = {self.config.num_classes}; "
+                f"{advice}"
+            )
 
     def synchronize_batch_norm(self, group: ProcessGroup | None = None) -> Self:
         """Share the statistics of batch normalisation among the processes of a group, in training.

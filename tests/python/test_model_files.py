@@ -8,6 +8,7 @@ import torch
 from narrow import BATCH_NORM, DISTILLED, NARROW, images, make_model, same_bits
 
 from torchdpt import DPTConfig, DPTModel
+from torchdpt.classes import Classes
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
@@ -122,6 +123,70 @@ def test_folder_that_cannot_be_made_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"save_checkpoint: could not create the folder '.*file/out'"):
         DPTModel(NARROW).save_pretrained(tmp_path / "file" / "out")
+
+
+# --- classes ---
+
+SEGMENTATION = NARROW.replace(depth_head=False, num_classes=2)
+
+
+def test_classes_of_the_model_before_are_not_left_behind(tmp_path):
+    model = DPTModel(SEGMENTATION)
+    model.classes = Classes("pets", ("cat", "dog"))
+    model.save_pretrained(tmp_path)
+    assert DPTModel.from_pretrained(tmp_path).classes == model.classes
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"classes.json"}
+    model.classes = None
+    model.save_pretrained(tmp_path)
+    assert DPTModel.from_pretrained(tmp_path).classes == Classes.numbered(2)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    model.classes = Classes("pets", ("cat", "dog"))
+    model.save_pretrained(tmp_path)
+    DPTModel(NARROW).save_pretrained(tmp_path)  # depth alone
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("config", [SEGMENTATION, NARROW], ids=["segmentation", "depth"])
+@pytest.mark.parametrize("layout", ["torchdpt", "isl-org"])
+def test_classes_of_another_number_are_not_saved(tmp_path, config, layout):
+    model = DPTModel(config)
+    model.classes = Classes.numbered(3)
+    message = rf"save_pretrained: model.classes are 3 .* num_classes = {config.num_classes}; set model.classes to"
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "new", layout=layout)
+    assert not (tmp_path / "new").exists()
+
+
+def test_classes_of_another_number_are_not_loaded(tmp_path):
+    DPTModel(SEGMENTATION).save_pretrained(tmp_path)
+    Classes.numbered(3).save(tmp_path)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(
+            ValueError, match=r"names 3 classes, and the network has num_classes = 2; mend or delete its classes.json"
+        ):
+            DPTModel.from_pretrained(path)
+    (tmp_path / "classes.json").unlink()
+    assert DPTModel.from_pretrained(tmp_path).classes == Classes.numbered(2)
+
+
+# --- the encoder of a file ---
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/nope", "encoder_weights: '/nope' does not exist; pass the path of a folder .*, .pt or .pth file"),
+        ("Intel/dpt-large", "'Intel/dpt-large' does not exist; .* Models on the hub are not fetched here: download"),
+        (3, "encoder_weights must be the path of a folder .* or a .safetensors, .pt or .pth file, got 3"),
+        (b"x.pth", "encoder_weights must be the path of .*, got b'x.pth'"),
+        ("weights.bin", "encoder_weights: wanted a folder .* or a .safetensors, .pt or .pth file, got 'weights.bin'"),
+    ],
+)
+def test_encoder_weights_that_are_no_path_of_weights(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(ValueError, match=message):
+        DPTModel(NARROW, encoder_weights=source)
 
 
 def transformers_model(**changes):
