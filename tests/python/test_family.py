@@ -140,6 +140,18 @@ def test_export_gives_the_same_numbers(name: str, tmp_path) -> None:
         assert_close(DPTOutput(**dict(zip(names, values, strict=True))), want, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["hybrid", "resnet"])
+def test_onnx_of_depth_alone_gives_the_same_numbers(name: str, tmp_path) -> None:
+    model = make_model(FAMILY[name])
+    export(model, tmp_path / "model.onnx", size=(128, 96), dynamic=False)  # dynamic ones are above, and take longer
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    images = torch.rand(1, 3, 128, 96)
+    (depth,) = session.run(["depth"], {"images": images.numpy()})
+    with torch.no_grad():
+        want = model(images)
+    assert_close(DPTOutput(torch.from_numpy(depth), None, None), want, 1e-5)
+
+
 # --- activation checkpointing, attention ---
 
 
