@@ -152,7 +152,7 @@ class Evaluator:
             a = align(p[None, None], 1 / z[None, None], usable[None, None], mode=protocol.alignment)
             scale, shift = a.scale.item(), a.shift.item()
             self._alignments.append((scale, shift, int(a.dropped.item())))
-            p = scale * p + shift
+            p = torch.where(p.isfinite(), scale * p + shift, math.nan)  # infinities would end at a bound of the depth
             if protocol.error_space == "depth":
                 p = 1 / p.clamp(min=1 / protocol.cap) if protocol.cap else 1 / p
         elif protocol.error_space == "inverse_depth":
@@ -206,8 +206,8 @@ def _at_full_size(protocol: DepthProtocol, prediction: Tensor, height: int, widt
     """The prediction at the size of the ground truth; NaN where it was not made."""
     rows, columns = kb_crop(height, width) if protocol.paste else ((0, height), (0, width))
     part = _resize(prediction, (rows[1] - rows[0], columns[1] - columns[0]), protocol.upsample)
-    if protocol.quantisation is not None:  # NaN becomes 0, as in a file
-        part = (part * protocol.quantisation).nan_to_num(0).clamp(0, 65535).floor() / protocol.quantisation
+    if protocol.quantisation is not None:  # what is not finite becomes 0, not known
+        part = (part * protocol.quantisation).nan_to_num(0, 0, 0).clamp(0, 65535).floor() / protocol.quantisation
     full = part.new_full((height, width), math.nan)
     full[slice(*rows), slice(*columns)] = part
     return full

@@ -38,7 +38,8 @@ class LossResult(NamedTuple):
         scale: [B]; scale * prediction + shift is the prediction aligned to the target. No gradient.
         shift: [B].
         dropped: [B], int64: 0 used; 1 empty, no valid pixel; 2 constant, prediction or target have no scale; 3 not
-            finite, NaN or infinity at a valid pixel. The loss and the gradient of a dropped image are 0.
+            finite, NaN or infinity at a valid pixel or in the sums of the alignment. The loss and the gradient of a
+            dropped image are 0.
     """
 
     loss: Tensor

@@ -80,8 +80,8 @@ def fit_inverse_depth(values: Array, metres: Array, spread: float) -> MetricFit:
 
     Of the lines through two points (all pairs of a few points, else 2048 pairs spread evenly), the one with the least
     median of absolute residuals; then least squares on the points within 2.5 standard deviations of it, repeated until
-    these stay the same. It withstands outliers up to nearly half of the points. There is no random number in it, and
-    the order of the points does not matter.
+    these stay the same. Of twenty points and more up to two fifths may be outliers, of five one: fewer points agree by
+    chance. There is no random number in it, and but for rounding the order of the points does not matter.
 
     Args:
         values: Predicted inverse depth at the points, [N]; NaN or infinite where it is not known.

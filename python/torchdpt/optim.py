@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["gram", "min_norm"]
 
 
 @torch.no_grad()
-def gram(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
+def gram(gradients: Iterable[Iterable[Tensor | None]]) -> Tensor:
     """The inner products of the gradients of several tasks, summed in float64.
 
     Args:
@@ -23,14 +23,18 @@ def gram(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
         first: inner products of parts do not add up.
 
     Raises:
-        ValueError: if there is no task, or if the tasks do not have equally many gradients.
+        ValueError: if there is no task, or if the tasks' gradients differ in number or shape.
     """
-    counts = [len(task) for task in gradients]
+    tasks = [list(task) for task in gradients]
+    counts = [len(task) for task in tasks]
     if len(set(counts)) != 1:
         raise ValueError(f"gram: each task must have a gradient (or None) for each parameter, got counts {counts}")
     total = torch.zeros(len(counts), len(counts), dtype=torch.float64)
-    for of_tasks in zip(*gradients, strict=True):
+    for i, of_tasks in enumerate(zip(*tasks, strict=True)):
         given = [gradient for gradient in of_tasks if gradient is not None]
+        if len({gradient.shape for gradient in given}) > 1:
+            shapes = [None if gradient is None else list(gradient.shape) for gradient in of_tasks]
+            raise ValueError(f"gram: the gradients of parameter {i} must have one shape, got {shapes}")
         if given:
             zero = torch.zeros_like(given[0])
             rows = torch.stack([(zero if gradient is None else gradient).flatten() for gradient in of_tasks]).double()

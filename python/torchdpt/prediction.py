@@ -373,8 +373,9 @@ class Prediction:
     ) -> tuple[Self, MetricFit]:
         """Metric depth, from relative inverse depth and a few distances that are known in metres.
 
-        Scale and shift are fitted in inverse depth: 1 / metres = scale * value + shift. Up to nearly half of the points
-        may be wrong (least median of squares, then least squares on the points that agree); no random number is used.
+        Scale and shift are fitted in inverse depth: 1 / metres = scale * value + shift. Of twenty points and more up to
+        two fifths may be wrong, of five one (least median of squares, then least squares on the points that agree); no
+        random number is used.
 
         Args:
             points: [N, 3]: x, y and metres along the optical axis. In pixels of `depth`; the centre of the first is at

@@ -100,6 +100,20 @@ class DepthProtocol:
                 f"{self.name}: aligned inverse depth may be 0 or less, so that errors in depth need a cap, in "
                 "units of the ground truth; pass cap= or error_space='inverse_depth'"
             )
+        bounds = {"cap": (self.min_depth, self.cap), "max_target": (self.min_target, self.max_target)}
+        for bound, (low, high) in bounds.items():
+            if low < 0 or (high is not None and not high > low):
+                raise ValueError(
+                    f"{self.name}: {bound} must be None or above its lower bound, which is 0 or more, got {high} and "
+                    f"{low}"
+                )
+        if self.crop is not None:
+            top, bottom, left, right = self.crop if len(self.crop) == 4 else (0, 0, 0, 0)
+            if not (0 <= top < bottom and 0 <= left < right):
+                raise ValueError(
+                    f"{self.name}: crop must be (top, bottom, left, right), bottom below top and right of left, none "
+                    f"negative, got {self.crop}"
+                )
         if self.quantisation is not None and self.alignment is not None:
             raise ValueError(f"{self.name}: quantisation is of depth in metres, and prediction is inverse depth")
 

@@ -76,7 +76,7 @@ def test_scale_and_shift_invariant_equals_reference_for_any_batch(device, batch)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
-@pytest.mark.parametrize("trim", [0.0, 0.1, 1 / 3, 0.6, 0.8, 0.9, 0.999999, 1.0])
+@pytest.mark.parametrize("trim", [0.0, 0.1, 1 / 3, 2 / 3, 0.6, 0.8, 0.9, 0.999999, 1.0])
 def test_trimming_equals_reference(device, trim, definition):
     for count in range(1, 12):  # (1 - 0.9) * 10 is less than 1 in float64, (1 - 0.6) * 5 less than 2 in float32
         arrays = make_maps(2, 1, count, "dense", seed=2)

@@ -409,3 +409,16 @@ def test_segmentation_is_finite_for_large_logits_and_blind_where_there_is_no_lab
         assert (gradient[:, :, 2] == 0).all()
         values.append((loss, gradient))
     assert all(torch.equal(a, b) for value in values for a, b in zip(value, values[0], strict=True))
+
+
+@pytest.mark.parametrize(("alignment", "size"), [("least_squares", 1e160), ("least_squares", 1e200), ("robust", 1e308)])
+def test_overflow_of_the_alignment_is_reported(device, alignment, size):
+    prediction, target, mask = make_maps(2, 9, 9, "dense")
+    prediction[1] = size * np.cos(np.arange(81)).reshape(9, 9)
+    for data in DATA:
+        result, gradient = run(SSI, (prediction, target, mask), device, torch.float64, alignment=alignment, data=data)
+        assert result.dropped.tolist() == [USED, NOT_FINITE]
+        assert result.loss.isfinite()
+        assert result.scale[1].isnan()
+        assert (gradient[1] == 0).all()
+        assert (gradient[0] != 0).any()

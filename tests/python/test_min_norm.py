@@ -354,3 +354,16 @@ def test_from_losses_to_a_step() -> None:
     for task in gradients:
         slope = sum((s * g).sum() for s, g in zip(step, task, strict=True) if g is not None)
         assert slope >= square * (1 - 1e-12)
+
+
+def test_gram_refuses_gradients_of_other_shapes() -> None:
+    g = torch.ones(2)
+    with pytest.raises(
+        ValueError, match=r"gradients of parameter 1 must have one shape, got \[\[2, 3\], None, \[3, 2\]\]"
+    ):
+        gram([[g, torch.ones(2, 3)], [g, None], [g, torch.ones(3, 2)]])
+
+
+def test_gram_takes_iterators() -> None:
+    gradients = [[torch.randn(3), torch.randn(2)] for _ in range(2)]
+    assert torch.equal(gram(iter(map(iter, gradients))), gram(gradients))

@@ -139,12 +139,12 @@ class Serial {
 
   // The digit that the key of this rank has, and how many keys are below those with it.
   static int find(const Counts& counts, int64_t rank, int64_t& num_below) {
-    int digit = 0;
-    for (;; ++digit) {
+    for (int digit = 0; digit < kNumDigits - 1; ++digit) {
       const int64_t count = counts[0][digit] + counts[1][digit];
       if (num_below + count > rank) return digit;
       num_below += count;
     }
+    return kNumDigits - 1;
   }
 
   template <int N, class F>

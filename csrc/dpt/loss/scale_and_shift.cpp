@@ -335,9 +335,10 @@ LossResult scale_and_shift_invariant(const Tensor& prediction, const Tensor& tar
                                      const Tensor& mask, const ScaleAndShiftOptions& options) {
   TORCH_CHECK_VALUE(options.alpha >= 0 && std::isfinite(options.alpha),
                     "losses: alpha must be 0 or more, got ", options.alpha);
+  const int64_t scales = checked_scales(options.scales);
   const Terms terms = {options.alignment, options.data,
                        options.definition == Definition::kPublished, millionths(options.trim),
-                       options.alpha > 0 ? checked_scales(options.scales) : 0};
+                       options.alpha > 0 ? scales : 0};
   return reduce("scale_and_shift_invariant", prediction, target, mask, terms,
                 {options.reduction, options.definition, options.alpha});
 }

@@ -18,6 +18,8 @@ namespace dpt::loss {
 
 DPT_DEVICE double sign(double x) { return (x > 0 ? 1.0 : 0.0) - (x < 0 ? 1.0 : 0.0); }
 
+DPT_DEVICE bool is_finite(double x) { return x - x == 0; }
+
 // A map without spread has no scale. Relative to its size: 1e-7 is the rounding of float32.
 DPT_DEVICE bool is_constant(double spread, double centre) {
   return !(spread > 1e-7 * std::abs(centre) && spread >= 1e-30);
@@ -100,32 +102,35 @@ DPT_DEVICE Aligned align(const Group& group, Alignment alignment, bool published
   });
   const auto count = static_cast<int64_t>(sums.at[0]);
   stats = {};
-  const bool aligns = alignment != Alignment::kNone;
-  Aligned result = {aligns ? nan : 1, aligns ? nan : 0, kUsed};
-  if (count == 0 || sums.at[1] > 0) {
-    result.dropped = count == 0 ? kEmpty : kNotFinite;
-    return result;
-  }
-  if (!aligns) {
+  if (alignment == Alignment::kNone) {
+    if (count == 0) return {1, 0, kEmpty};
+    if (sums.at[1] > 0) return {1, 0, kNotFinite};
     // A residual keeps its differences in the type of the maps only if it is near zero.
     const auto centres = means(group, n, count, prediction, target, mask);
     stats.prediction_centre = centres.at[0];
     stats.target_centre = centres.at[1];
-  } else {
-    bool constant;
-    if (alignment == Alignment::kRobust) {
-      robust(group, published, n, count, prediction, target, mask, stats);
-      constant = is_constant(stats.prediction_spread, stats.prediction_centre) ||
-                 is_constant(stats.target_spread, stats.target_centre);
-    } else {
-      constant = least_squares(group, n, count, prediction, target, mask, stats);
-    }
-    if (constant) return {0, stats.target_centre, kConstant};
-    result.scale = stats.target_spread / stats.prediction_spread;
-    result.shift = stats.target_centre - result.scale * stats.prediction_centre;
+    stats.count = sums.at[0];
+    return {1, 0, kUsed};
   }
+  if (count == 0) return {nan, nan, kEmpty};
+  if (sums.at[1] > 0) return {nan, nan, kNotFinite};
+  bool constant;
+  if (alignment == Alignment::kRobust) {
+    robust(group, published, n, count, prediction, target, mask, stats);
+    constant = is_constant(stats.prediction_spread, stats.prediction_centre) ||
+               is_constant(stats.target_spread, stats.target_centre);
+  } else {
+    constant = least_squares(group, n, count, prediction, target, mask, stats);
+  }
+  const double scale = stats.target_spread / stats.prediction_spread;
+  const double shift = stats.target_centre - scale * stats.prediction_centre;
+  // Sums of float64 maps beyond 1e150 overflow.
+  const bool overflow = !is_finite(stats.prediction_spread) || !is_finite(stats.target_spread) ||
+                        !is_finite(stats.prediction_centre) || !is_finite(stats.target_centre);
+  if (overflow) return {nan, nan, kNotFinite};
+  if (constant) return {0, stats.target_centre, kConstant};
   stats.count = sums.at[0];
-  return result;
+  return {scale, shift, kUsed};
 }
 
 // --- residuals ---

@@ -29,6 +29,9 @@ void check(const char* what, const Tensor& logits, const Tensor& labels) {
   TORCH_CHECK_VALUE(logits.sym_size(0) == labels.sym_size(0), "segmentation: ", what,
                     " and labels must have one batch size, got ", logits.sym_sizes(), " and ",
                     labels.sym_sizes());
+  TORCH_CHECK_VALUE(logits.device() == labels.device(), "segmentation: ", what,
+                    " and labels must be on one device, got ", logits.device(), " and ",
+                    labels.device(), "; move one with to()");
 }
 
 }  // namespace
@@ -42,6 +45,9 @@ Tensor segmentation(const Tensor& logits, const Tensor& labels, const Tensor& au
       labels.sym_sizes(), "; resize the labels to the image that the network saw");
   const Tensor loss = cross_entropy(as_float(logits), labels, options.ignore_index);
   if (!auxiliary_logits.defined()) return loss;
+  TORCH_CHECK_VALUE(options.auxiliary_weight >= 0,
+                    "segmentation: auxiliary_weight must be 0 or more, got ",
+                    options.auxiliary_weight);
   check("auxiliary_logits", auxiliary_logits, labels);
   TORCH_CHECK_VALUE(auxiliary_logits.sym_size(1) == logits.sym_size(1),
                     "segmentation: auxiliary_logits must have the classes of logits, got ",

@@ -15,7 +15,7 @@ enum Dropped : int64_t {
   kUsed = 0,
   kEmpty = 1,      // no valid pixel
   kConstant = 2,   // prediction or target: it has no scale
-  kNotFinite = 3,  // NaN or infinity at a valid pixel
+  kNotFinite = 3,  // NaN or infinity at a valid pixel, or in the sums of the alignment
 };
 
 struct Terms {
