@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -100,17 +101,21 @@ class Serial {
   template <class T, class Included, class Value>
   Selected<T> select(int64_t n, int64_t rank, const Included& included, const Value& value) const {
     // One digit of all keys, then the others of those keys alone that have it.
-    std::vector<Key<T>> keys(n);
+    auto& keys = std::get<std::vector<Key<T>>>(scratch_);
+    if (static_cast<int64_t>(keys.size()) < n) keys.resize(n);
     int shift = kKeyBits<T> - kDigitBits;
     Counts counts = {};
-    for (int64_t i = 0; i < n; ++i) counts[i % 2][to_key<T>(value(i)) >> shift] += included(i);
-    int64_t num_below = 0;
-    Key<T> digit = find(counts, rank, num_below);
     int64_t num_left = 0;
     for (int64_t i = 0; i < n; ++i) {
-      keys[num_left] = to_key<T>(value(i));
-      num_left += (keys[num_left] >> shift == digit) & included(i);
+      const Key<T> key = to_key<T>(value(i));
+      const bool counts_here = included(i);
+      keys[num_left] = key;
+      num_left += counts_here;
+      counts[i % 2][key >> shift] += counts_here;
     }
+    int64_t num_below = 0;
+    Key<T> digit = find(counts, rank, num_below);
+    num_left = keep(keys, num_left, [&](Key<T> key) { return key >> shift == digit; });
     while (shift > 0) {
       const int width = shift < kDigitBits ? shift : kDigitBits;
       shift -= width;
@@ -118,13 +123,7 @@ class Serial {
       counts = {};
       for (int64_t i = 0; i < num_left; ++i) ++counts[i % 2][keys[i] >> shift & last];
       digit = find(counts, rank, num_below);
-      int64_t num_kept = 0;
-      for (int64_t i = 0; i < num_left; ++i) {
-        const Key<T> key = keys[i];
-        keys[num_kept] = key;
-        num_kept += (key >> shift & last) == digit;
-      }
-      num_left = num_kept;
+      num_left = keep(keys, num_left, [&](Key<T> key) { return (key >> shift & last) == digit; });
     }
     return {from_key<T>(keys[0]), num_below, num_left};
   }
@@ -133,6 +132,18 @@ class Serial {
 
  private:
   static constexpr int kLanes = 32;
+
+  // Takes the first n keys to those of them that are wanted; returns how many these are.
+  template <class K, class Wanted>
+  static int64_t keep(std::vector<K>& keys, int64_t n, const Wanted& wanted) {
+    int64_t num_kept = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const K key = keys[i];
+      keys[num_kept] = key;
+      num_kept += wanted(key);
+    }
+    return num_kept;
+  }
 
   // Two histograms: a digit often follows itself, and then would wait for its count.
   using Counts = std::array<std::array<uint32_t, kNumDigits>, 2>;
@@ -170,6 +181,9 @@ class Serial {
     }
     return sums;
   }
+
+  mutable std::tuple<std::vector<uint32_t>, std::vector<uint64_t>>
+      scratch_;  // keys, kept for the next call
 };
 
 }  // namespace dpt::loss

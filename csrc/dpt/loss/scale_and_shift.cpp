@@ -99,13 +99,13 @@ Results alignment_terms_cpu(const Tensor& prediction, const Tensor& target, cons
     const auto* from = maps.prediction.const_data_ptr<scalar_t>();
     const auto* to = maps.target.const_data_ptr<scalar_t>();
     auto* rest = residual.mutable_data_ptr<scalar_t>();
-    const Serial thread;
     const auto for_each_image = [&](const auto& f) {
       at::parallel_for(0, maps.B, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b) f(b);
+        const Serial thread;
+        for (int64_t b = begin; b < end; ++b) f(thread, b);
       });
     };
-    for_each_image([&](int64_t b) {
+    for_each_image([&](const Serial& thread, int64_t b) {
       const Aligned aligned = align_and_subtract(thread, terms, n, from + b * n, to + b * n,
                                                  valid + b * n, all_stats[b], rest + b * n);
       scale.mutable_data_ptr<double>()[b] = aligned.scale;
@@ -119,13 +119,13 @@ Results alignment_terms_cpu(const Tensor& prediction, const Tensor& target, cons
     if (terms.data == DataTerm::kTrimmed && published) {
       Stats batch = {};
       for (int64_t b = 0; b < maps.B; ++b) batch.count += all_stats[b].count;
-      trim(thread, trim_millionths, maps.B * n, static_cast<int64_t>(batch.count), rest, batch);
+      trim(Serial(), trim_millionths, maps.B * n, static_cast<int64_t>(batch.count), rest, batch);
       for (int64_t b = 0; b < maps.B; ++b) {
         all_stats[b].threshold = batch.threshold;
         all_stats[b].kept_at_threshold = batch.kept_at_threshold;
       }
     }
-    for_each_image([&](int64_t b) {
+    for_each_image([&](const Serial& thread, int64_t b) {
       const int64_t row = b * (1 + num_scales);
       sum_terms(thread, terms, maps.H, maps.W, all_stats[b], rest + b * n,
                 sums.mutable_data_ptr<double>() + row, counts.mutable_data_ptr<double>() + row);

@@ -16,7 +16,10 @@
 
 namespace dpt::loss {
 
-DPT_DEVICE double sign(double x) { return (x > 0 ? 1.0 : 0.0) - (x < 0 ? 1.0 : 0.0); }
+template <class T>
+DPT_DEVICE T sign(T x) {
+  return (x > 0 ? T(1) : T(0)) - (x < 0 ? T(1) : T(0));
+}
 
 DPT_DEVICE bool is_finite(double x) { return x - x == 0; }
 
@@ -228,8 +231,8 @@ struct ScaleTerm {
 template <class T, class Group, class Step>
 DPT_DEVICE ScaleTerm scale_term(const Group& group, const Grid<Step>& at, const T* residual) {
   const auto difference = [&](int64_t i, int64_t j) {
-    const double r = std::abs(static_cast<double>(residual[j]) - static_cast<double>(residual[i]));
-    return Sums<1>{r == r ? r : 0};
+    const T r = std::abs(residual[j] - residual[i]);
+    return Sums<1>{static_cast<double>(r == r ? r : T(0))};
   };
   const auto across = group.template sum<1>(at.rows, at.columns - 1, [&](int64_t y, int64_t x) {
     return difference(at(y, x), at(y, x + 1));
@@ -238,7 +241,7 @@ DPT_DEVICE ScaleTerm scale_term(const Group& group, const Grid<Step>& at, const 
     return difference(at(y, x), at(y + 1, x));
   });
   const auto count = group.template sum<1>(at.rows, at.columns, [&](int64_t y, int64_t x) {
-    const auto r = static_cast<double>(residual[at(y, x)]);
+    const T r = residual[at(y, x)];
     return Sums<1>{r == r ? 1.0 : 0};
   });
   return {across.at[0] + down.at[0], count.at[0]};
@@ -280,10 +283,10 @@ DPT_DEVICE void add_scale_gradient(const Group& group, const Grid<Step>& at, dou
   // A pixel at the border is its own neighbour.
   const auto add = [&](int64_t y, int64_t x, int64_t left, int64_t right) {
     const int64_t up = y > 0 ? y - 1 : 0, down = y + 1 < at.rows ? y + 1 : y, i = at(y, x);
-    const auto r = static_cast<double>(residual[i]);
-    const auto from = [&](int64_t j) { return sign(r - static_cast<double>(residual[j])); };
-    const double g = from(at(y, left)) + from(at(y, right)) + from(at(up, x)) + from(at(down, x));
-    grad[i] += static_cast<T>(weight * g);
+    const T r = residual[i];
+    const auto from = [&](int64_t j) { return sign(r - residual[j]); };
+    const T g = from(at(y, left)) + from(at(y, right)) + from(at(up, x)) + from(at(down, x));
+    grad[i] += static_cast<T>(weight) * g;
   };
   const int64_t last = at.columns - 1;
   group.for_each(at.rows, last - 1, [&](int64_t y, int64_t x) { add(y, x + 1, x, x + 2); });
@@ -307,21 +310,20 @@ DPT_DEVICE void backward(const Group& group, const Terms& terms, int64_t H, int6
     return;
   }
   // With respect to the residuals.
-  const double grad_data = grad_terms[0];
+  const auto grad_data = static_cast<T>(grad_terms[0]);
+  const auto threshold = static_cast<T>(stats.threshold);
+  const auto share = static_cast<T>(stats.kept_at_threshold);
   group.for_each(n, [&](int64_t i) {
-    const auto r = static_cast<double>(residual[i]);
-    double g = 0;
+    const T r = residual[i], size = std::abs(r);
+    T g = 0;
     if (terms.data == DataTerm::kTrimmed) {
-      const double size = std::abs(r);
-      g = size < stats.threshold    ? sign(r)
-          : size == stats.threshold ? stats.kept_at_threshold * sign(r)
-                                    : 0;
+      g = (size < threshold ? T(1) : size == threshold ? share : T(0)) * sign(r);
     } else if (terms.data == DataTerm::kAbsolute) {
       g = sign(r);
     } else if (terms.data == DataTerm::kSquared) {
-      g = r == r ? 2 * r : 0;
+      g = r == r ? 2 * r : T(0);
     }
-    grad[i] = static_cast<T>(grad_data * g);
+    grad[i] = grad_data * g;
   });
   for (int k = 0; k < terms.num_scales; ++k) {
     group.sync();
