@@ -64,6 +64,9 @@ struct Selected {
 
 // One thread. Sums run in lanes that the compiler turns into vectors.
 class Serial {
+  template <class T>
+  using Pair = std::array<std::vector<T>, 2>;
+
  public:
   // f(i) for i in [0, n).
   template <class F>
@@ -101,8 +104,7 @@ class Serial {
   template <class T, class Included, class Value>
   Selected<T> select(int64_t n, int64_t rank, const Included& included, const Value& value) const {
     // One digit of all keys, then the others of those keys alone that have it.
-    auto& keys = std::get<std::vector<Key<T>>>(scratch_);
-    if (static_cast<int64_t>(keys.size()) < n) keys.resize(n);
+    Key<T>* keys = memory<Key<T>>(0, n);
     int shift = kKeyBits<T> - kDigitBits;
     Counts counts = {};
     int64_t num_left = 0;
@@ -128,6 +130,15 @@ class Serial {
     return {from_key<T>(keys[0]), num_below, num_left};
   }
 
+  // Memory for n values, `which` 0 or 1; kept for the next call.
+  static constexpr bool kHasMemory = true;
+  template <class T>
+  T* memory(int which, int64_t n) const {
+    std::vector<T>& values = std::get<Pair<T>>(memory_)[which];
+    if (static_cast<int64_t>(values.size()) < n) values.resize(n);
+    return values.data();
+  }
+
   void sync() const {}
 
  private:
@@ -135,7 +146,7 @@ class Serial {
 
   // Takes the first n keys to those of them that are wanted; returns how many these are.
   template <class K, class Wanted>
-  static int64_t keep(std::vector<K>& keys, int64_t n, const Wanted& wanted) {
+  static int64_t keep(K* keys, int64_t n, const Wanted& wanted) {
     int64_t num_kept = 0;
     for (int64_t i = 0; i < n; ++i) {
       const K key = keys[i];
@@ -182,8 +193,7 @@ class Serial {
     return sums;
   }
 
-  mutable std::tuple<std::vector<uint32_t>, std::vector<uint64_t>>
-      scratch_;  // keys, kept for the next call
+  mutable std::tuple<Pair<uint32_t>, Pair<uint64_t>, Pair<float>, Pair<double>> memory_;
 };
 
 }  // namespace dpt::loss

@@ -90,6 +90,8 @@ class Block {
     return {from_key<T>(prefix), num_below, num_equal};
   }
 
+  static constexpr bool kHasMemory = false;
+
   __device__ void sync() const { __syncthreads(); }
 
  private:

@@ -216,11 +216,22 @@ struct Grid {
   DPT_DEVICE int64_t operator()(int64_t y, int64_t x) const { return (y * width + x) * step; }
 };
 
-// f(grid of scale k).
-template <class F>
-DPT_DEVICE auto with_grid(int64_t H, int64_t W, int k, const F& f) {
-  if (k == 0) return f(Grid(H, W, std::integral_constant<int64_t, 1>{}));
-  return f(Grid(H, W, int64_t{1} << k));
+using One = std::integral_constant<int64_t, 1>;
+
+// f(grid, map), the grid of scale k on the map [H, W]; or, if the group has memory for it, on a
+// dense copy.
+template <class T, class Group, class F>
+DPT_DEVICE auto on_grid(const Group& group, int64_t H, int64_t W, int k, const T* map, const F& f) {
+  if (k == 0) return f(Grid(H, W, One{}), map);
+  const Grid at(H, W, int64_t{1} << k);
+  if constexpr (Group::kHasMemory) {
+    T* dense = group.template memory<T>(0, at.rows * at.columns);
+    group.for_each(at.rows, at.columns,
+                   [&](int64_t y, int64_t x) { dense[y * at.columns + x] = map[at(y, x)]; });
+    return f(Grid(at.rows, at.columns, One{}), static_cast<const T*>(dense));
+  } else {
+    return f(at, map);
+  }
 }
 
 struct ScaleTerm {
@@ -267,8 +278,9 @@ DPT_DEVICE void sum_terms(const Group& group, const Terms& terms, int64_t H, int
   sums[0] = data_term(group, terms.data, H * W, residual, stats);
   counts[0] = stats.count;
   for (int k = 0; k < terms.num_scales; ++k) {
-    const ScaleTerm term =
-        with_grid(H, W, k, [&](const auto& at) { return scale_term(group, at, residual); });
+    const ScaleTerm term = on_grid(group, H, W, k, residual, [&](const auto& at, const T* map) {
+      return scale_term(group, at, map);
+    });
     sums[1 + k] = term.sum;
     counts[1 + k] = term.count;
   }
@@ -327,8 +339,21 @@ DPT_DEVICE void backward(const Group& group, const Terms& terms, int64_t H, int6
   });
   for (int k = 0; k < terms.num_scales; ++k) {
     group.sync();
-    with_grid(H, W, k, [&](const auto& at) {
-      add_scale_gradient(group, at, grad_terms[1 + k], residual, grad);
+    on_grid(group, H, W, k, residual, [&](const auto& at, const T* map) {
+      const double weight = grad_terms[1 + k];
+      if constexpr (Group::kHasMemory) {
+        if (map != residual) {  // a copy
+          T* dense = group.template memory<T>(1, at.rows * at.columns);
+          group.for_each(at.rows * at.columns, [&](int64_t i) { dense[i] = 0; });
+          add_scale_gradient(group, at, weight, map, dense);
+          const Grid to(H, W, int64_t{1} << k);
+          group.for_each(at.rows, at.columns, [&](int64_t y, int64_t x) {
+            grad[to(y, x)] += dense[y * at.columns + x];
+          });
+          return;
+        }
+      }
+      add_scale_gradient(group, at, weight, map, grad);
     });
   }
   if (terms.alignment == Alignment::kNone) return;
