@@ -49,7 +49,7 @@ CPP = {
         "dpt/io/atomic_file",
     },
     "dpt/optim/min_norm_solver": {"dpt/export"},
-    "dpt/scenes": set(),
+    "dpt/scenes": {"dpt/export"},
     "dpt/scenes/operators": {"dpt/common", "dpt/scenes"},
     "dpt/optim": {"dpt/common", "dpt/optim/min_norm_solver"},
     "dpt/module": {"dpt/model", "dpt/io/checkpoint"},

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "dpt/export.h"
+
 namespace dpt::scenes {
 
 // --- vectors ---
@@ -36,7 +38,7 @@ inline Vec operator*(const Mat& m, Vec v) { return v.x * m.x + v.y * m.y + v.z *
 inline Vec transposed(const Mat& m, Vec v) { return {dot(m.x, v), dot(m.y, v), dot(m.z, v)}; }
 inline Mat operator*(const Mat& a, const Mat& b) { return {a * b.x, a * b.y, a * b.z}; }
 // About x (positive looks up), y (positive looks right), z.
-Mat rotation(float pitch, float yaw, float roll);
+DPT_API Mat rotation(float pitch, float yaw, float roll);
 
 // --- random numbers ---
 
@@ -107,12 +109,12 @@ struct Scene {
   float exposure = 1, noise = 0;
 };
 
-Scene make_scene(uint64_t seed);
+DPT_API Scene make_scene(uint64_t seed);
 
 // Rays go through the centres of pixels. All arrays are dense: image [H, W, 3]; depth [H, W] along
 // the optical axis, infinite in the sky; normals [H, W, 3] in the camera's axes, towards it, zero
 // in the sky; labels [H, W].
-void render(const Scene& scene, int64_t height, int64_t width, uint64_t seed, uint8_t* image,
-            float* depth, float* normals, uint8_t* labels);
+DPT_API void render(const Scene& scene, int64_t height, int64_t width, uint64_t seed,
+                    uint8_t* image, float* depth, float* normals, uint8_t* labels);
 
 }  // namespace dpt::scenes
