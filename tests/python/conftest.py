@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,8 +36,11 @@ def _empty_compile_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed(request: pytest.FixtureRequest) -> None:
+    """The random numbers of a test do not depend on which tests ran before it."""
     torch.manual_seed(0)
+    if hasattr(request.module, "RNG"):
+        request.module.RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
