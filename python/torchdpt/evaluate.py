@@ -15,7 +15,7 @@ from torchdpt import protocols
 from torchdpt.losses import align
 from torchdpt.metrics import WHDR, DepthMetrics, SegmentationMetrics
 from torchdpt.protocols import DepthProtocol, OrdinalProtocol, Protocol, SegmentationProtocol, kb_crop
-from torchdpt.tally import gather
+from torchdpt.tally import check_one_device, gather
 
 __all__ = ["EvaluationResult", "Evaluator"]
 
@@ -132,11 +132,7 @@ class Evaluator:
                 f"{protocol.name}: target must be [H, W] and mask bool of its size, got {list(target.shape)} and "
                 f"{mask.dtype} {list(mask.shape)}"
             )
-        if not prediction.device == target.device == mask.device:
-            raise ValueError(
-                f"{protocol.name}: prediction, target and mask must be on one device, got {prediction.device}, "
-                f"{target.device}, {mask.device}"
-            )
+        check_one_device(protocol.name, prediction, target, mask)
         height, width = target.shape
         full = _at_full_size(protocol, prediction, height, width)
         top, bottom, left, right = protocol.crop_of(height, width)

@@ -66,6 +66,14 @@ def gather(value: Value, process_group: dist.ProcessGroup | None) -> list[Value]
     return values
 
 
+def check_one_device(name: str, prediction: Tensor, target: Tensor, mask: Tensor) -> None:
+    if not prediction.device == target.device == mask.device:
+        raise ValueError(
+            f"{name}: prediction, target and mask must be on one device, got {prediction.device}, {target.device}, "
+            f"{mask.device}"
+        )
+
+
 def as_batch(name: str, prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """All three as [B, H, W], on one device; without a mask one of True."""
     if mask is None:
@@ -77,11 +85,7 @@ def as_batch(name: str, prediction: Tensor, target: Tensor, mask: Tensor | None)
             f"{name}: prediction, target and mask must be [H, W] or [B, H, W] of one size, got "
             f"{list(prediction.shape)}, {list(target.shape)}, {list(mask.shape)}; resize the prediction to the target"
         )
-    if not prediction.device == target.device == mask.device:
-        raise ValueError(
-            f"{name}: prediction, target and mask must be on one device, got {prediction.device}, {target.device}, "
-            f"{mask.device}"
-        )
+    check_one_device(name, prediction, target, mask)
     height, width = prediction.shape[-2:]
     shape = (math.prod(prediction.shape[:-2]), height, width)
     return prediction.detach().reshape(shape), target.detach().reshape(shape), mask.reshape(shape)

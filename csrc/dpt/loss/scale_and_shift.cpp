@@ -146,12 +146,13 @@ Tensor alignment_terms_backward_cpu(const Tensor& grad_sums, const Tensor& predi
   const auto* all_stats = reinterpret_cast<const Stats*>(stats.const_data_ptr<double>());
   AT_DISPATCH_FLOATING_TYPES(prediction.scalar_type(), "alignment_terms_backward", [&] {
     at::parallel_for(0, maps.B, 1, [&](int64_t begin, int64_t end) {
+      const Serial thread;
       for (int64_t b = begin; b < end; ++b) {
-        backward(
-            Serial(), terms, maps.H, maps.W, grads.const_data_ptr<double>() + b * grads.size(1),
-            all_stats[b], maps.prediction.const_data_ptr<scalar_t>() + b * n,
-            maps.target.const_data_ptr<scalar_t>() + b * n,
-            residual.const_data_ptr<scalar_t>() + b * n, grad.mutable_data_ptr<scalar_t>() + b * n);
+        backward(thread, terms, maps.H, maps.W, grads.const_data_ptr<double>() + b * grads.size(1),
+                 all_stats[b], maps.prediction.const_data_ptr<scalar_t>() + b * n,
+                 maps.target.const_data_ptr<scalar_t>() + b * n,
+                 residual.const_data_ptr<scalar_t>() + b * n,
+                 grad.mutable_data_ptr<scalar_t>() + b * n);
       }
     });
   });
