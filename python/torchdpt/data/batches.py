@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,11 +52,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """On another device; copies from pinned memory do not wait."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        return Batch(**moved)
+        tensors: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **moved)
 
 
 def stack(samples: Sequence[Sample], datasets: Sequence[int], errors: Sequence[str] = ()) -> Batch:

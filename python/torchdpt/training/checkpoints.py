@@ -1,0 +1,98 @@
+"""Checkpoints of a training run: whole or not there, checked when they are read, the newest good one found.
+
+checkpoints/step_00001000/state.pt        what `Trainer.state` gives
+checkpoints/step_00001000/manifest.json   size and SHA-256 of it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_log = logging.getLogger("torchdpt")
+
+
+def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`.
+
+    Raises:
+        OSError: if it cannot be written; those that are there stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".dpt-{uuid.uuid4().hex}.tmp"
+    try:
+        temporary.mkdir()
+        path = temporary / "state.pt"
+        with open(path, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with open(temporary / "manifest.json", "w") as file:
+            json.dump({path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter where a disk is full
+        kept = _steps(folder)
+        stands = f"the checkpoint of step {kept[-1]} stands" if kept else "there is no earlier checkpoint"
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise OSError(f"{final}: the checkpoint cannot be written ({reason}); {stands}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _steps(folder)[:-keep]:
+        shutil.rmtree(folder / f"step_{old:08d}")
+    return final
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The state in the newest checkpoint that is whole; None if there is none. Those that are damaged are reported."""
+    for temporary in folder.glob(".dpt-*.tmp"):  # of a process that was killed
+        shutil.rmtree(temporary, ignore_errors=True)
+    for step in reversed(_steps(folder)):
+        path = folder / f"step_{step:08d}"
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            _log.warning("%s: damaged, so the one before it is taken (%s)", path, error)
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    for name, wanted in json.loads((path / "manifest.json").read_text()).items():
+        file = path / name
+        if file.stat().st_size != wanted["bytes"]:
+            raise ValueError(f"{name} has {file.stat().st_size} bytes, and {wanted['bytes']} were written")
+        if _digest(file) != wanted["sha256"]:
+            raise ValueError(f"{name} is not what was written: its SHA-256 differs")
+    state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    return state
+
+
+def _steps(folder: Path) -> list[int]:
+    names = (path.name.removeprefix("step_") for path in folder.glob("step_*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
