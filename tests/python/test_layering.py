@@ -83,6 +83,7 @@ PYTHON = {
     "evaluate": {"losses", "metrics", "protocols", "tally"},
     "results": {"files"},
     "training": {
+        "checkpoint",
         "classes",
         "config",
         "data",

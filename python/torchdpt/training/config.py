@@ -32,7 +32,7 @@ class ModelConfig(_Section):
         ablation: (table, row) of `DPTConfig.ablation`, in place of a preset.
         weights: A checkpoint of the whole network to start from, as `DPTModel.from_pretrained` takes it. The network is
             the checkpoint's; `fields` may only change its heads, which then start at random where shapes differ.
-        encoder_weights: A checkpoint of the encoder to start from, as `DPTModel` takes it.
+        encoder_weights: A checkpoint of the encoder to start from, as `DPTModel` takes it; or the id of one on the hub.
         fit_metric: Make a network of relative depth one of metres before training, as DPT did for NYU and KITTI: the
             scale and shift that align its inverse depth to the truth (robustly), averaged over training images.
         fit_metric_images: Over how many images at most.

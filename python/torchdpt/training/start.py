@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchdpt import losses
+from torchdpt import checkpoint, losses
 from torchdpt.data import Dataset
 from torchdpt.image import ImageProcessor
 from torchdpt.model import DPTModel
@@ -25,7 +25,8 @@ def starting_model(config: TrainConfig, datasets: Sequence[Dataset], device: tor
     """
     wanted = config.model
     if wanted.weights is None:
-        model = DPTModel(wanted.network(), encoder_weights=wanted.encoder_weights, device=device)
+        encoder = None if wanted.encoder_weights is None else checkpoint.find(wanted.encoder_weights)
+        model = DPTModel(wanted.network(), encoder_weights=encoder, device=device)
     else:
         model = DPTModel.from_pretrained(wanted.weights, device=device, dtype=torch.float32)
         if wanted.fields:
