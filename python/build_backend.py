@@ -36,7 +36,15 @@ __all__ = [
 # The torch that an isolated build compiles against; DPT_BUILD_TORCH names another release.
 DEFAULT_TORCH = "2.13.0"
 SUPPORTED_TORCH = "torch>=2.11,<2.14"
-DEPENDENCIES = ["numpy>=1.26", "pillow>=12.1", "huggingface_hub>=1.0", "tqdm>=4.66", "shtab>=1.7"]
+DEPENDENCIES = [
+    "numpy>=1.26",
+    "pillow>=12.1",
+    "huggingface_hub>=1.0",
+    "pydantic>=2.7",
+    "pyyaml>=6.0",
+    "tqdm>=4.66",
+    "shtab>=1.7",
+]
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:

@@ -6,6 +6,7 @@ Outside of the package, whose import takes seconds (torch) and fails where torch
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
@@ -18,11 +19,9 @@ from typing import Any
 LAYOUTS = ["torchdpt", "transformers", "isl-org", "isl-org-scriptable"]
 
 
-def runner(name: str) -> Callable[[argparse.Namespace], int]:
+def runner(name: str, module: str = "cli") -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
-        from torchdpt import cli
-
-        return int(getattr(cli, name)(args))
+        return int(getattr(importlib.import_module(f"torchdpt.{module}"), name)(args))
 
     return run
 
@@ -188,6 +187,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--warm-up", type=not_negative, default=3, help="default: 3")
     add_where(sub)
     add_json(sub)
+
+    sub = command(
+        "train",
+        runner("train", "cli_train"),
+        "train a network, or go on with a run",
+        "torchdpt train my_depth train.0.path=photos steps=2000\n\n"
+        "Ctrl-C saves a checkpoint, and the same command goes on from there. On several GPUs:\n"
+        "torchrun --nproc-per-node 8 -m torchdpt_command train mix6",
+    )
+    sub.add_argument("config", help="YAML file, or the name of a recipe: demo, my_depth, my_segmentation, mix6, ...")
+    sub.add_argument("changes", nargs="*", metavar="key=value", help="settings in place of the file's")
+    sub.add_argument("--print", action="store_true", help="print all settings as YAML instead of training")
+    sub.add_argument("--allow-changes", action="store_true", help="go on with other settings than the run began with")
     return parser
 
 

@@ -16,6 +16,9 @@ from torchdpt.files import open_atomically
 
 Path = str | os.PathLike[str]
 
+# The model that comes with this package.
+SHIPPED = "demo"
+
 _PICKLES = (".pt", ".pth")
 _HUB_FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "classes.json"]
 
@@ -25,6 +28,8 @@ def find(
 ) -> str:
     """The folder or file that `path` names; a hub id is fetched into the hub's cache. Arguments: `from_pretrained`."""
     name = os.fspath(path)
+    if name == SHIPPED:
+        return os.path.join(os.path.dirname(__file__), "weights", SHIPPED)
     if os.path.exists(name):
         return name
     is_file = name.endswith((".safetensors", *_PICKLES))
@@ -32,7 +37,7 @@ def find(
         return _download(name, revision, cache_dir, local_files_only)
     raise ValueError(
         f"from_pretrained: {name!r} does not exist; pass a folder with config.json and model.safetensors, a "
-        ".safetensors, .pt or .pth file, or the id of a model on huggingface.co, 'owner/name'"
+        ".safetensors, .pt or .pth file, the id of a model on huggingface.co, 'owner/name', or 'demo', which is shipped"
     )
 
 

@@ -16,6 +16,7 @@ import torch
 
 import torchdpt
 from torchdpt import results
+from torchdpt.checkpoint import SHIPPED
 
 if TYPE_CHECKING:
     from torchdpt.model import DPTModel
@@ -46,7 +47,7 @@ def is_preset(name: str) -> bool:
     Raises:
         ValueError: if it can be neither that nor a checkpoint.
     """
-    if os.path.exists(name) or "/" in name or Path(name).suffix in {".safetensors", ".pt", ".pth"}:
+    if name == SHIPPED or os.path.exists(name) or "/" in name or Path(name).suffix in {".safetensors", ".pt", ".pth"}:
         return False
     presets = torchdpt.list_presets()
     if name not in presets:

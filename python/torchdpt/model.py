@@ -123,14 +123,16 @@ class DPTModel(nn.Module):
         Nothing in a file is run: .pt files are read by `torch.load(weights_only=True)` alone.
 
         Args:
-            path: A folder, a .safetensors, .pt or .pth file, or else the id "owner/name" of a model on the hub.
+            path: A folder, a .safetensors, .pt or .pth file, or else the id "owner/name" of a model on the hub; or
+                "demo", a small network of relative depth that comes with this package (a folder of that name is
+                "./demo").
                 Layouts: ours, that of transformers' DPTForDepthEstimation and DPTForSemanticSegmentation, and those
                 of isl-org/DPT and MiDaS v2.1 (docs/checkpoints.md).
             config: A config, or the name of a preset, that says what an isl-org file does not: "dpt_hybrid_nyu" and
                 "dpt_hybrid_kitti" for these two, whose files are like that of "dpt_hybrid". It must agree with the
                 shapes in the file, and be the file's own where it has one. Default: as published, relative depth.
             device: Where to put the tensors. Default: torch's default device.
-            dtype: Their floating point type. Default: that of the file.
+            dtype: Their floating point type. Default: that of the file, and float32 of "demo".
             revision: Branch, tag or commit, of a hub id. Default: its main branch.
             cache_dir: Where hub files are kept. Default: the hub's own cache.
             local_files_only: Look for a hub id in the cache alone.
@@ -147,6 +149,8 @@ class DPTModel(nn.Module):
             _log.info("%s: ignored tensors that the network never runs: %s", path, ", ".join(read.ignored))
         model = cls(DPTConfig.from_json(read.config), device="meta")
         model.load_state_dict(read.tensors, assign=True)
+        if path == checkpoint.SHIPPED and dtype is None:  # float16 to be small
+            dtype = torch.float32
         model.processor = processor_of(found, model.config)
         if model.config.num_classes:
             folder = found if os.path.isdir(found) else os.path.dirname(found)

@@ -82,6 +82,7 @@ PYTHON = {
     "protocols": {"classes"},
     "evaluate": {"losses", "metrics", "protocols", "tally"},
     "results": {"files"},
+    "cli_train": {"training"},
     "training": {
         "checkpoint",
         "classes",

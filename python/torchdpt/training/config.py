@@ -236,7 +236,8 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("how long to train: wanted either steps or epochs")
+            got = "neither" if self.steps is None else "both; take one back, such as steps=null"
+            raise ValueError(f"how long to train: wanted either steps or epochs, got {got}")
         if self.epochs is None and (self.epoch_images or self.epoch_steps):
             raise ValueError("epoch_images and epoch_steps say what epochs are; wanted epochs, not steps")
         if self.epoch_images is not None and self.epoch_steps is not None:

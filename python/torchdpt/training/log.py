@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
