@@ -7,6 +7,7 @@ was not measured. A change of size leaves depth as it is.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -93,9 +94,25 @@ def change_colors(image: Tensor, strength: float, rng: np.random.Generator) -> T
     return (255 * x.clamp(0, 1) ** float(gamma)).round().to(torch.uint8)
 
 
+def blur(image: Tensor, factor: float) -> Tensor:
+    """What is left of uint8 [H, W, 3] at a size that is smaller by this factor, at its own size."""
+    height, width = image.shape[:2]
+    planes = image.permute(2, 0, 1)[None]
+    small = (max(1, round(height / factor)), max(1, round(width / factor)))
+    planes = F.interpolate(planes, small, mode="bilinear", align_corners=False, antialias=True)
+    planes = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
+    return planes[0].permute(1, 2, 0)
+
+
+def add_noise(image: Tensor, deviation: float, rng: np.random.Generator) -> Tensor:
+    """uint8 [H, W, 3] with Gaussian noise; the deviation is in units of the full range."""
+    noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
+    return (image + 255 * deviation * noise).round().clamp(0, 255).to(torch.uint8)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What training does to a sample: resize, rescale, random crop, random flip, random colours.
+    """What training does to a sample: resize, rescale, random crop and flip, random colours, blur and noise.
 
     The defaults are those of DPT's depth. Two statements of the paper, a longer side of 384 and square crops of 384,
     contradict each other for images that are not square; as in MiDaS, the shorter side decides. ("upper_bound" takes
@@ -109,6 +126,8 @@ class Augmentation:
             all; then the resize must give all images one size.
         flip: Whether half of the samples are mirrored.
         colors: Strength of random colours, from 0 (none) to 1.
+        blur: Half of the images are blurred by a random factor up to this one; 1 for none.
+        noise: Half of the images get noise of a random deviation up to this one, of the full range; 0 for none.
 
     Raises:
         ValueError: if a field is out of range.
@@ -120,13 +139,16 @@ class Augmentation:
     crop: tuple[int, int] | None = (384, 384)
     flip: bool = True
     colors: float = 0.0
+    blur: float = 1.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.rescale
         if not 0 < low <= high:
             raise ValueError(f"Augmentation: rescale must be (low, high) with 0 < low <= high, got {self.rescale}")
-        if not 0 <= self.colors <= 1:
-            raise ValueError(f"Augmentation: colors must be from 0 to 1, got {self.colors}")
+        if not (0 <= self.colors <= 1 and 0 <= self.noise <= 1 and 1 <= self.blur < math.inf):
+            got = f"{self.colors}, {self.noise} and {self.blur}"
+            raise ValueError(f"Augmentation: colors and noise must be from 0 to 1, and blur 1 or more, got {got}")
         if min(*self.size, *(self.crop or (1, 1))) < 1:
             raise ValueError(f"Augmentation: size and crop must be positive, got {self.size} and {self.crop}")
         if self.resize not in ("none", *_POLICIES):
@@ -154,9 +176,12 @@ class Augmentation:
             sample = crop(sample, top, left, *self.crop)
         if self.flip and mirrored:
             sample = flip(sample)
-        if self.colors:
-            sample = sample.replace(image=change_colors(sample.image, self.colors, rng))
-        return sample
+        image = change_colors(sample.image, self.colors, rng) if self.colors else sample.image
+        if self.blur > 1 and rng.random() < 0.5:
+            image = blur(image, rng.uniform(1, self.blur))
+        if self.noise and rng.random() < 0.5:
+            image = add_noise(image, rng.uniform(0, self.noise), rng)
+        return sample.replace(image=image)
 
 
 _POLICIES = ("lower_bound", "upper_bound", "minimal", "exact")
