@@ -82,6 +82,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"wanted NAME=VALUE, got {text!r}")
+    return name, value
+
+
 def build_parser() -> argparse.ArgumentParser:
     import shtab
 
@@ -92,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(parser, "--print-completion", help="print the completion script of a shell")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def command(name: str, run: Any, help: str, example: str, parent: Any = commands) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = parent.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
@@ -200,6 +207,28 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("changes", nargs="*", metavar="key=value", help="settings in place of the file's")
     sub.add_argument("--print", action="store_true", help="print all settings as YAML instead of training")
     sub.add_argument("--allow-changes", action="store_true", help="go on with other settings than the run began with")
+    sub = commands.add_parser("data", help="data sets to train on", description="Data sets to train on.")
+    data = sub.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    sub = command(
+        "check",
+        runner("check", "cli_data"),
+        "read every sample of a data set, and tell what is in them and what is wrong",
+        "torchdpt data check rooms/\n\n"
+        "The exit status is 1 if something is wrong. torchdpt.data.FolderDataset says what a folder of one's own\n"
+        "should look like.",
+        data,
+    )
+    sub.add_argument("folder", help="folder (or file) of the data set")
+    sub.add_argument("--type", default="folder", help="of torchdpt.data.DATASETS: nyu, kitti, ... (default: folder)")
+    sub.add_argument(
+        "--option",
+        type=option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of its class, such as split=train; may be repeated",
+    )
+    add_json(sub)
     return parser
 
 

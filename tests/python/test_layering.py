@@ -99,6 +99,7 @@ PYTHON = {
         "protocols",
         "stages",
     },
+    "cli_data": {"data"},
     "cli": {"_build", "checkpoint", "export", "model", "predict", "prediction", "prediction_files", "results"},
 }
 
