@@ -58,7 +58,7 @@ def processor_for(
     if size is not None:
         if not is_size(size):
             raise ValueError(f"input_size must be a side or (height, width) in pixels, got {input_size!r}")
-        _check_network_size(model, *size)
+        check_network_size(model, *size)
     return dataclasses.replace(
         processor,
         size=processor.size if size is None else size,
@@ -166,7 +166,7 @@ def _check(size: tuple[int, int] | None, batch_size: int) -> tuple[int, int] | N
     return None if size is None else (int(size[0]), int(size[1]))  # torch takes no NumPy integers
 
 
-def _check_network_size(model: DPTModel, height: int, width: int) -> None:
+def check_network_size(model: DPTModel, height: int, width: int) -> None:
     """Memory and time grow with the area, and attention's with its square."""
     native = model.config.image_size
     if height * width > 64 * native**2:
@@ -201,7 +201,7 @@ def predict(
 
 def _load(model: DPTModel, image: ImageLike, processor: ImageProcessor) -> _Item:
     array = load_image(image)
-    _check_network_size(model, *processor.network_size(*array.shape[:2]))
+    check_network_size(model, *processor.network_size(*array.shape[:2]))
     return _Item(array, processor(array))
 
 

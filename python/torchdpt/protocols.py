@@ -173,15 +173,17 @@ class SegmentationProtocol:
         scales: The photograph is looked at in each of these sizes, and the scores are added up.
         base_size: Its longer side at scale 1 (with crops) or the size that `resize` aims at (without).
         resize: Policy of `ImageProcessor`, without crops; None: the longer side is base_size * scale, rounded up.
-        crop_size: Side of the square crops that the network sees; smaller photographs are padded. None: no crops.
+        crop_size: Side of the square crops that the network sees; smaller photographs are padded with black below and
+            to the right. None: no crops.
         stride: From one crop to the next; scores are averaged where crops overlap.
         flip: Whether the mirrored photograph is looked at, too.
         score: What is added up: "exp": exp(logits + mirrored logits), which is no softmax (PyTorch-Encoding);
             "logits".
-        upsample: How scores are brought to the photograph's size: "bilinear_corners" (align_corners=True) or "bicubic".
+        upsample: How scores are brought to the photograph's size, and the photograph to the size of crops'
+            scales: "bilinear_corners" (align_corners=True) or "bicubic" (half-pixel centres).
 
     Raises:
-        ValueError: if a field has no such choice.
+        ValueError: if a field has no such choice, or they do not go together.
     """
 
     name: str
@@ -202,6 +204,22 @@ class SegmentationProtocol:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        crops = (self.crop_size is not None, self.stride is not None)
+        if crops != (self.resize is None,) * 2:
+            raise ValueError(
+                f"{self.name}: wanted crop_size and stride, and resize=None, or resize without these, got crop_size="
+                f"{self.crop_size}, stride={self.stride}, resize={self.resize!r}"
+            )
+        if self.crop_size is not None and self.stride is not None and not 1 <= self.stride <= self.crop_size:
+            raise ValueError(
+                f"{self.name}: stride must be from 1 to crop_size, or pixels would be left out, got {self.stride} and "
+                f"{self.crop_size}"
+            )
+        if not self.scales or min(self.scales) <= 0 or self.base_size < 1:
+            raise ValueError(
+                f"{self.name}: scales and base_size must be positive, and one scale there, got {self.scales} and "
+                f"{self.base_size}"
+            )
 
 
 # Any of the three.
@@ -315,6 +333,22 @@ _NYU_EIGEN = DepthProtocol(
 _ADE20K = SegmentationProtocol(name="ade20k", dataset="ADE20K", num_classes=150, images=2000)
 _PASCAL_CONTEXT = SegmentationProtocol(name="pascal_context", dataset="Pascal Context", num_classes=59, images=5105)
 
+# Where there is no published protocol. The pictures of `data.SceneDataset` are 192 x 256 and go in as they are; in a
+# street one sees farther than 80 m.
+_SCENES = DepthProtocol(name="scenes", dataset="scenes", input_size=(192, 256), max_target=80, cap=80)
+# One's own folders. The bounds are those of KITTI: set both to what the sensor measures.
+_OWN_DEPTH = DepthProtocol(name="own_depth", dataset="one's own", max_target=80, cap=80)
+_OWN_METRIC = DepthProtocol(
+    name="own_metric",
+    dataset="one's own",
+    prediction="depth",
+    min_target=1e-3,
+    max_target=80,
+    alignment=None,
+    min_depth=1e-3,
+    cap=80,
+)
+
 
 def _single_scale(protocol: SegmentationProtocol) -> SegmentationProtocol:
     """isl-org/DPT run_segmentation.py."""
@@ -350,6 +384,9 @@ _ALL: tuple[Protocol, ...] = (
     _ablation("hrwsi", "HRWSI", "inverse_depth"),
     _ablation("blendedmvs", "BlendedMVS", "depth"),
     _ablation("redweb", "ReDWeb", "inverse_depth"),
+    _SCENES,
+    _OWN_DEPTH,
+    _OWN_METRIC,
 )
 # The protocols by name; `get` gives one of them with changes.
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
