@@ -31,7 +31,10 @@ class EvaluationResult:
         counts: The whole numbers among these fields; of aligned depth also "constant", images whose prediction or
             ground truth is constant (scale 0), and "negative_scales".
         iou: Of a segmentation: intersection over union of each class, NaN of absent ones.
-        per_image: Of each image its "id", metrics and counts, and of aligned depth its "scale" and "shift".
+        per_image: Of each image its "id", metrics and counts, of aligned depth its "scale" and "shift", and from
+            `evaluate_dataset` its "index" in the data set.
+        failures: Of each sample that `evaluate_dataset` could not measure its "index" in the data set, its "id", None
+            if it did not get as far as the network, and the "error".
     """
 
     protocol: Protocol
@@ -39,6 +42,7 @@ class EvaluationResult:
     counts: dict[str, int]
     iou: tuple[float, ...] = ()
     per_image: tuple[dict[str, Any], ...] = dataclasses.field(default=(), repr=False)
+    failures: tuple[dict[str, Any], ...] = ()
 
     @property
     def headline(self) -> float:
@@ -53,6 +57,7 @@ class EvaluationResult:
             "metrics": {name: _number(value) for name, value in self.metrics.items()},
             "counts": self.counts,
             **({"iou": [_number(value) for value in self.iou]} if self.iou else {}),
+            **({"failures": list(self.failures)} if self.failures else {}),
         }
 
 
@@ -134,25 +139,17 @@ class Evaluator:
             )
         check_one_device(protocol.name, prediction, target, mask)
         height, width = target.shape
-        full = _at_full_size(protocol, prediction, height, width)
-        top, bottom, left, right = protocol.crop_of(height, width)
-        inside = torch.zeros_like(mask)
-        inside[top:bottom, left:right] = True
-        depth = target.double() if protocol.target == "depth" else 1 / target.double()
-        beyond = (depth <= protocol.min_target) | (depth >= (protocol.max_target or math.inf))
-        # What is not known stays in the mask, to be counted.
-        wanted = mask & inside & ~(known & beyond)
-        z, p, valid = depth[wanted], full[wanted].double(), known[wanted]
+        full = at_full_size(protocol, prediction, height, width)
+        wanted = counting(protocol, target, mask)
+        z, p, valid = target[wanted].double(), full[wanted].double(), known[wanted]
+        z = z if protocol.target == "depth" else 1 / z
+        scale, shift = 1.0, 0.0
         if protocol.alignment is not None:
             usable = valid & p.isfinite()
             a = align(p[None, None], 1 / z[None, None], usable[None, None], mode=protocol.alignment)
             scale, shift = a.scale.item(), a.shift.item()
             self._alignments.append((scale, shift, int(a.dropped.item())))
-            p = torch.where(p.isfinite(), scale * p + shift, math.nan)  # infinities would end at a bound of the depth
-            if protocol.error_space == "depth":
-                p = 1 / p.clamp(min=1 / protocol.cap) if protocol.cap else 1 / p
-        elif protocol.error_space == "inverse_depth":
-            p = 1 / p
+        p = in_error_space(protocol, p, scale, shift)
         z = z if protocol.error_space == "depth" else 1 / z
         metrics.update(p[None], z[None], torch.ones_like(valid)[None], ids=ids)
 
@@ -198,7 +195,29 @@ class Evaluator:
         return EvaluationResult(self.protocol, numbers, counts, iou, tuple(rows))
 
 
-def _at_full_size(protocol: DepthProtocol, prediction: Tensor, height: int, width: int) -> Tensor:
+def counting(protocol: DepthProtocol, target: Tensor, mask: Tensor) -> Tensor:
+    """bool [H, W]: the pixels of `mask` that count; those whose target is not known among them, to be reported."""
+    height, width = target.shape
+    top, bottom, left, right = protocol.crop_of(height, width)
+    inside = torch.zeros_like(mask)
+    inside[top:bottom, left:right] = True
+    depth = target.double() if protocol.target == "depth" else 1 / target.double()
+    beyond = (depth <= protocol.min_target) | (depth >= (protocol.max_target or math.inf))
+    return mask & inside & ~(target.isfinite() & (target > 0) & beyond)
+
+
+def in_error_space(protocol: DepthProtocol, prediction: Tensor, scale: float, shift: float) -> Tensor:
+    """Predictions, any shape, as what errors are measured of; scale and shift are those of an alignment."""
+    if protocol.alignment is None:
+        return prediction if protocol.error_space == "depth" else 1 / prediction
+    # Infinities would end at a bound of the depth.
+    aligned = torch.where(prediction.isfinite(), scale * prediction + shift, math.nan)
+    if protocol.error_space == "inverse_depth":
+        return aligned
+    return 1 / aligned.clamp(min=1 / protocol.cap) if protocol.cap else 1 / aligned
+
+
+def at_full_size(protocol: DepthProtocol, prediction: Tensor, height: int, width: int) -> Tensor:
     """The prediction at the size of the ground truth; NaN where it was not made."""
     rows, columns = kb_crop(height, width) if protocol.paste else ((0, height), (0, width))
     part = _resize(prediction, (rows[1] - rows[0], columns[1] - columns[0]), protocol.upsample)
