@@ -65,6 +65,11 @@ def size(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+def sizes(text: str) -> list[int | tuple[int, int]]:
+    """384,480x640: several of `size`."""
+    return [size(part) for part in text.split(",")]
+
+
 def two_sides(text: str) -> tuple[int, int]:
     sides = size(text)
     return (sides, sides) if isinstance(sides, int) else sides
@@ -147,6 +152,38 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--resize", choices=["minimal", "lower_bound", "upper_bound", "exact"], help="how it gets there")
     sub.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     sub.add_argument("--resume", action="store_true", help="leave out images whose results are there")
+    add_where(sub)
+    add_json(sub)
+
+    sub = command(
+        "eval",
+        runner("evaluate", "eval_command"),
+        "measure a model on a data set, as a protocol says",
+        "torchdpt eval --model dpt-large/ --protocol zero_shot_midas/nyu --data nyu:data/nyu --out nyu",
+    )
+    add_model(sub, "--model", preset=or_random, required=True)
+    sub.add_argument(
+        "--protocol",
+        required=True,
+        metavar="NAME[,FIELD=VALUE...]",
+        help="how to measure (docs/evaluation.md has the names), and what to change in it",
+    )
+    sub.add_argument(
+        "--data",
+        required=True,
+        metavar="TYPE:PATH|PATH",
+        help="data set, or a folder of one's own; scenes: needs no path",
+    )
+    sub.add_argument(
+        "--input-size",
+        type=sizes,
+        metavar="N|HxW,...",
+        help="side(s) that the network's input aims at; several: a curve",
+    )
+    sub.add_argument("--limit", type=positive, help="measure so many samples, the first ones (default: all)")
+    sub.add_argument("--out", type=Path, help="folder of results.json, per_image.csv and pictures (default: none)")
+    sub.add_argument("--worst", type=not_negative, default=10, help="how many of the worst to draw (default: 10)")
+    sub.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     add_where(sub)
     add_json(sub)
 

@@ -83,6 +83,18 @@ PYTHON = {
     "evaluate": {"losses", "metrics", "protocols", "tally"},
     "multi_scale": {"image", "model", "predict", "protocols"},  # type of the second
     "evaluate_model": {"classes", "data", "evaluate", "image", "model", "multi_scale", "predict", "protocols"},
+    "evaluation_files": {"classes", "colormaps", "data", "evaluate", "evaluate_model", "image", "protocols"},
+    "eval_command": {
+        "cli",
+        "data",
+        "evaluate",
+        "evaluate_model",
+        "evaluation_files",
+        "files",
+        "model",  # its type
+        "prediction_files",
+        "protocols",
+    },
     "results": {"files"},
     "cli_train": {"training"},
     "training": {
