@@ -157,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "eval",
-        runner("evaluate", "eval_command"),
+        runner("evaluate", "cli_eval"),
         "measure a model on a data set, as a protocol says",
         "torchdpt eval --model dpt-large/ --protocol zero_shot_midas/nyu --data nyu:data/nyu --out nyu",
     )

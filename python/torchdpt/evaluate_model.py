@@ -15,7 +15,7 @@ from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Dataset, Sample
 from torchdpt.evaluate import EvaluationResult, Evaluator
 from torchdpt.image import is_count, is_size
-from torchdpt.multi_scale import check_classes, predict_scores
+from torchdpt.multi_scale import check_classes, check_size, predict_scores
 from torchdpt.predict import check_network_size
 from torchdpt.protocols import DepthProtocol, OrdinalProtocol, Protocol, SegmentationProtocol, kb_crop
 
@@ -57,7 +57,7 @@ def evaluate_dataset(
 
     Images are prepared with the mean, deviation and interpolation of `model.processor`, and the sizes of the protocol.
     Samples are read in threads while the network runs, and what cannot be read or measured does not stop the rest. The
-    sky, whose depth is infinite, does not count. The same arguments give the same bits on the same machine.
+    sky, whose depth is infinite, does not count. On a CPU the same arguments give the same bits.
 
     Args:
         model: The network, on any device; it runs in eval mode. One of metric depth can be measured as one of inverse
@@ -68,7 +68,8 @@ def evaluate_dataset(
         input_size: Side or (height, width) that the network's input aims at, in place of `protocol.input_size`; of a
             segmentation the side, in place of `protocol.base_size`.
         limit: How many samples, the first ones. Default: all.
-        batch_size: How many images at most are in the network at once. Twice as many are in memory.
+        batch_size: How many images (or crops of one) at most are in the network at once; the last bits of predictions
+            depend on it. Twice as many are in memory.
         on_sample: Called with the number of each sample when it is done, in order.
 
     Returns:
@@ -212,9 +213,12 @@ def _load(model: DPTModel, dataset: Dataset, index: int, protocol: Protocol) -> 
 
 def _prepare(model: DPTModel, sample: Sample, protocol: Protocol) -> _Item:
     truth, mask = truth_of(sample, protocol)
+    image = sample.image.numpy()
+    if isinstance(protocol, SegmentationProtocol):
+        height, width = image.shape[:2]
+        check_size(model, height, width, protocol)
     if not isinstance(protocol, DepthProtocol):
         return _Item(sample, None, truth, mask)
-    image = sample.image.numpy()
     if protocol.paste == "kb_crop":
         rows, columns = kb_crop(*image.shape[:2])
         image = image[slice(*rows), slice(*columns)]

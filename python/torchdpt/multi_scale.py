@@ -33,7 +33,8 @@ def predict_scores(model: DPTModel, image: ImageLike, protocol: SegmentationProt
         at once, 7 GB for 150 classes of 12 megapixels.
 
     Raises:
-        ValueError: if the image is damaged or none, the network has other classes, or crops do not fit its patches.
+        ValueError: if the image is damaged, none or, without crops, too narrow or too large; the network has other
+            classes; or crops do not fit its patches.
 
     Reference: PyTorch-Encoding, encoding/models/sseg/base.py; isl-org/DPT, run_segmentation.py.
     """
@@ -42,10 +43,11 @@ def predict_scores(model: DPTModel, image: ImageLike, protocol: SegmentationProt
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     array = load_image(image)
     height, width = array.shape[:2]
+    check_size(model, height, width, protocol)
     with torch.no_grad(), model._eval_mode():
         total = torch.zeros(protocol.num_classes, height, width, device=next(model.parameters()).device)
         for scale in protocol.scales:
-            side = math.ceil(protocol.base_size * scale)
+            side = _side(protocol, scale)
             if protocol.crop_size is None or protocol.stride is None:
                 scores = _of_whole(model, array, side, protocol)
             else:
@@ -66,11 +68,20 @@ def check_classes(model: DPTModel, protocol: SegmentationProtocol) -> None:
         )
 
 
+def check_size(model: DPTModel, height: int, width: int, protocol: SegmentationProtocol) -> None:
+    """ValueError if photographs of this size are too narrow or too large without crops."""
+    for scale in protocol.scales if protocol.crop_size is None else ():
+        processor = processor_for(model, _side(protocol, scale), protocol.resize)
+        check_network_size(model, *processor.network_size(height, width))
+
+
+def _side(protocol: SegmentationProtocol, scale: float) -> int:
+    return math.ceil(protocol.base_size * scale)
+
+
 def _of_whole(model: DPTModel, image: Array, side: int, protocol: SegmentationProtocol) -> Tensor:
     """[K, h, w], at the size of the network's input."""
-    processor = processor_for(model, side, protocol.resize)
-    check_network_size(model, *processor.network_size(*image.shape[:2]))
-    return _scores(model, processor(image)[None], protocol)[0]
+    return _scores(model, processor_for(model, side, protocol.resize)(image)[None], protocol)[0]
 
 
 def _of_crops(

@@ -260,6 +260,16 @@ def test_samples_that_cannot_be_measured_keep_their_name(metric: DPTModel) -> No
     assert result.counts["images"] == 1
 
 
+def test_images_that_the_network_cannot_take_are_failures(model: DPTModel, segmentation: DPTModel) -> None:
+    single = dataclasses.replace(LABELS, resize="minimal", crop_size=None, stride=None, flip=False, upsample="bicubic")
+    data = Samples(sample("a"), sample("b", 2, 90), sample("c"))
+    for network, protocol in ((segmentation, single), (model, RELATIVE)):
+        result = evaluate_dataset(network, data, protocol)
+        assert [failure["index"] for failure in result.failures] == [1]
+        assert "too narrow" in result.failures[0]["error"]
+        assert result.counts["images"] == 2
+
+
 RELATIVE_DISPARITY = {"kind": "inverse_depth", "unit": "relative"}
 
 

@@ -84,7 +84,7 @@ PYTHON = {
     "multi_scale": {"image", "model", "predict", "protocols"},  # type of the second
     "evaluate_model": {"classes", "data", "evaluate", "image", "model", "multi_scale", "predict", "protocols"},
     "evaluation_files": {"classes", "colormaps", "data", "evaluate", "evaluate_model", "image", "protocols"},
-    "eval_command": {
+    "cli_eval": {
         "cli",
         "data",
         "evaluate",
