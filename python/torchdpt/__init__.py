@@ -5,6 +5,8 @@ tensors.
 """
 
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 import torch as _torch
 
@@ -24,15 +26,19 @@ def _check_torch() -> None:
 
 _check_torch()
 
-from torchdpt import _C, evaluate, losses, metrics, optim, protocols, scenes  # noqa: E402, F401
+from torchdpt import _C, data, evaluate, losses, metrics, optim, protocols, scenes  # noqa: E402, F401
 from torchdpt.classes import ADE20K, IGNORE_INDEX, PASCAL_CONTEXT, Classes  # noqa: E402
 from torchdpt.config import DPTConfig, list_presets  # noqa: E402
+from torchdpt.evaluate_model import evaluate_dataset  # noqa: E402
 from torchdpt.export import export  # noqa: E402
 from torchdpt.image import ImageProcessor, load_image  # noqa: E402
 from torchdpt.model import DPTModel  # noqa: E402
 from torchdpt.predict import FileResult, predict_files  # noqa: E402
 from torchdpt.prediction import PointCloud, Prediction  # noqa: E402
 from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble  # noqa: E402
+
+if _TYPE_CHECKING:
+    from torchdpt.training import TrainConfig, fit
 
 __version__ = _build.VERSION
 
@@ -55,9 +61,21 @@ __all__ = [
     "PointCloud",
     "Prediction",
     "Reassemble",
+    "TrainConfig",
     "cmake_prefix_path",
+    "evaluate_dataset",
     "export",
+    "fit",
     "list_presets",
     "load_image",
     "predict_files",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """Training is imported when it is asked for: most programs predict."""
+    if name not in ("TrainConfig", "fit"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torchdpt import training
+
+    return getattr(training, name)

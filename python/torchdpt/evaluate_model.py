@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Dataset, Sample
@@ -18,6 +19,7 @@ from torchdpt.image import is_count, is_size
 from torchdpt.multi_scale import check_classes, check_size, predict_scores
 from torchdpt.predict import check_network_size
 from torchdpt.protocols import DepthProtocol, OrdinalProtocol, Protocol, SegmentationProtocol, kb_crop
+from torchdpt.tally import gather
 
 if TYPE_CHECKING:
     from torchdpt.model import DPTModel
@@ -52,6 +54,7 @@ def evaluate_dataset(
     limit: int | None = None,
     batch_size: int = 8,
     on_sample: Callable[[int], None] | None = None,
+    shared: bool = False,
 ) -> EvaluationResult:
     """Measure a model on a data set.
 
@@ -71,6 +74,7 @@ def evaluate_dataset(
         batch_size: How many images (or crops of one) at most are in the network at once; the last bits of predictions
             depend on it. Twice as many are in memory.
         on_sample: Called with the number of each sample when it is done, in order.
+        shared: The processes of torch.distributed, which must all call this, share the samples and get the same result.
 
     Returns:
         The result. Its `protocol` is the one followed, `input_size` included; its `failures` are the samples that
@@ -87,6 +91,7 @@ def evaluate_dataset(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise ValueError(f"{dataset.name}: no samples")
+    rank, step = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
     evaluator = Evaluator(protocol)
     measured: list[int] = []
     failures: list[dict[str, Any]] = []
@@ -94,12 +99,12 @@ def evaluate_dataset(
     with ThreadPoolExecutor(max_workers=min(4, batch_size)) as pool:
 
         def submit(start: int) -> list[tuple[int, Future[_Item]]]:
-            numbers = range(start, min(start + batch_size, count))
+            numbers = range(start, min(start + batch_size * step, count), step)
             return [(i, pool.submit(_load, model, dataset, i, protocol)) for i in numbers]
 
-        loading = submit(0)
+        loading = submit(rank)
         while loading:
-            current, loading = loading, submit(loading[-1][0] + 1)
+            current, loading = loading, submit(loading[-1][0] + step)
             items: list[_Item | Exception] = []
             for _, future in current:
                 try:
@@ -122,14 +127,20 @@ def evaluate_dataset(
                     failures.append({"index": i, "id": id, "error": str(wrong) or type(wrong).__name__})
                 if on_sample is not None:
                     on_sample(i)
+    if step > 1:
+        evaluator = evaluator.all_reduce()
+        parts = gather((measured, failures), None)
+        measured = [i for part, _ in parts for i in part]
+        failures = sorted((row for _, part in parts for row in part), key=lambda row: int(row["index"]))
     if not measured:
         raise ValueError(
             f"{dataset.name}: none of {count} samples could be measured; number {failures[0]['index']}: "
             f"{failures[0]['error']}"
         )
     result = evaluator.result()
-    rows = tuple({"index": i, **row} for i, row in zip(measured, result.per_image, strict=True))
-    return dataclasses.replace(result, per_image=rows, failures=tuple(failures))
+    rows = [{"index": i, **row} for i, row in zip(measured, result.per_image, strict=True)]
+    rows.sort(key=lambda row: int(row["index"]))
+    return dataclasses.replace(result, per_image=tuple(rows), failures=tuple(failures))
 
 
 def for_model(protocol: Protocol, model: DPTModel, input_size: int | tuple[int, int] | None = None) -> Protocol:

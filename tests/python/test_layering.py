@@ -82,7 +82,7 @@ PYTHON = {
     "protocols": {"classes"},
     "evaluate": {"losses", "metrics", "protocols", "tally"},
     "multi_scale": {"image", "model", "predict", "protocols"},  # type of the second
-    "evaluate_model": {"classes", "data", "evaluate", "image", "model", "multi_scale", "predict", "protocols"},
+    "evaluate_model": {"classes", "data", "evaluate", "image", "model", "multi_scale", "predict", "protocols", "tally"},
     "evaluation_files": {"classes", "colormaps", "data", "evaluate", "evaluate_model", "image", "protocols"},
     "cli_eval": {
         "cli",

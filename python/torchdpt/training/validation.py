@@ -43,8 +43,8 @@ class Validation:
         """Measure; all processes get the same result."""
         size = model.processor.size if self._own_size else None
         if size is not None and isinstance(self.protocol, SegmentationProtocol):
-            return evaluate_dataset(model, self.dataset, self.protocol, input_size=min(size))
-        return evaluate_dataset(model, self.dataset, self.protocol, input_size=size)
+            return evaluate_dataset(model, self.dataset, self.protocol, input_size=min(size), shared=True)
+        return evaluate_dataset(model, self.dataset, self.protocol, input_size=size, shared=True)
 
     def is_better(self, one: float, other: float) -> bool:
         """Whether one headline number is better than another."""
