@@ -266,6 +266,6 @@ def test_many_files_are_listed_without_being_read(tmp_path: Path) -> None:
             (tmp_path / part / f"{folder}").mkdir(parents=True)
             for i in range(250):
                 (tmp_path / part / f"{folder}" / f"{i}.{ending}").touch()  # empty: reading one would fail
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(FolderDataset(tmp_path)) == 5000
-    assert time.perf_counter() - began < 5  # takes 0.1 s; 100,000 would take 2 s
+    assert time.process_time() - began < 2  # takes 0.1 s

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,9 +123,8 @@ def find(root: Path, files: str, what: str, endings: Collection[str] = MAP_ENDIN
         raise ValueError(f"there is no folder {base}, where the {what} should be")
     tokens = re.split(r"(\*\*/|\*)", pattern)
     expression = re.compile("".join({"**/": "(?:(.*)/)?", "*": "([^/]*)"}.get(t) or re.escape(t) for t in tokens))
-    search = "".join(token if token in ("**/", "*") else glob.escape(token) for token in tokens)
     found: dict[str, str] = {}
-    for path in glob.iglob(search, root_dir=root, recursive=True):
+    for path in _walk(root, base):
         ending = os.path.splitext(path)[1]
         match = expression.fullmatch(path)
         if ending.lower() not in endings or match is None:
@@ -138,6 +136,15 @@ def find(root: Path, files: str, what: str, endings: Collection[str] = MAP_ENDIN
             raise ValueError(f"{root}: {first} and {second} are {what} of one name, {name!r}; move one away")
         found[name] = path
     return dict(sorted(found.items()))
+
+
+def _walk(root: Path, base: Path) -> Iterator[str]:
+    """Paths, relative to root, of the files below base that are not hidden."""
+    for folder, folders, files in os.walk(base, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == "." else f"{below}/"
+        yield from (prefix + name for name in files if not name.startswith("."))
 
 
 def pair(
