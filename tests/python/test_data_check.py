@@ -121,6 +121,16 @@ def test_summary_is_that_of_all_values(tmp_path: Path) -> None:
     assert report.classes == pytest.approx(classes)
 
 
+def test_percentiles_of_large_maps_are_of_all_columns(tmp_path: Path) -> None:
+    write_settings(tmp_path, "depth: {scale: 1/1000}")
+    for i in range(8):
+        write_sample(tmp_path, f"{i}", np.tile(np.arange(1000, 2000, 10), (128, 1)))
+    depth = check(tmp_path).depth
+    # 2048 values drawn from 1 to 1.99: the standard deviation of a quantile q is sqrt(q (1 - q) / 2048), at most 0.011.
+    for p in (1, 10, 25, 50, 75, 90, 99):
+        assert abs(depth[f"p{p}"] - (1 + p / 100)) < 0.05
+
+
 def test_relative_inverse_depth_has_no_sky_and_no_unit(tmp_path: Path) -> None:
     write_settings(tmp_path, "depth: {kind: inverse_depth, invalid: []}")
     write_image(tmp_path / "images/a.png", 2, 2)

@@ -34,8 +34,8 @@ class Report:
             1000, or half of a map nearer than 5 cm), "negative values"; "label out of range".
         sizes: How many images there are of each size, "640 x 480", the most frequent first.
         depth: Of maps of depth their "kind" and "unit", "min", "max", the percentiles "p1", "p10", "p25", "p50", "p75",
-            "p90", "p99" (of 256 pixels of each map), all without the sky; "known", the share of pixels where it is
-            known, and "sky", the share of sky. Empty if there are none.
+            "p90", "p99" (of 256 pixels drawn from each map), all without the sky; "known", the share of pixels where it
+            is known, and "sky", the share of sky. Empty if there are none.
         classes: Share of the pixels with a class that each class has, by its name or number, those that occur.
     """
 
@@ -168,7 +168,9 @@ def _look_at_depth(dataset: Dataset, index: int, sample: Sample, seen: _Seen) ->
     if values.size == 0:
         return
     seen.low, seen.high = float(values.min()), float(values.max())
-    seen.values = values[:: math.ceil(values.size / VALUES)]
+    seen.values = values
+    if values.size > VALUES:  # drawn: every so manieth would be of the same columns in each row
+        seen.values = values[np.random.default_rng(index).integers(0, values.size, VALUES)]
     if values.size > 1 and seen.low == seen.high:
         seen.problems.append(("constant map", f"{where}: {seen.low:g} everywhere"))
     if sample.unit == "metre":
