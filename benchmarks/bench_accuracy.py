@@ -20,11 +20,11 @@ import skimage.data
 import torch
 from measure import record
 from scipy.optimize import linprog
-from torchdpt.evaluate_model import evaluate_dataset
 
 import torchdpt
 from torchdpt.data import Sample, SceneDataset
 from torchdpt.evaluate import Evaluator
+from torchdpt.evaluate_model import evaluate_dataset
 from torchdpt.protocols import DepthProtocol, get
 
 FIRST_SCENE = 3_000_000  # training takes those below a million, validation those from two millions on
