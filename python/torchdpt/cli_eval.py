@@ -17,7 +17,7 @@ import torch
 import torchdpt
 from torchdpt import protocols
 from torchdpt.cli import is_preset, load_model, say
-from torchdpt.data import Dataset, SceneDataset
+from torchdpt.data import Dataset, open_dataset
 from torchdpt.evaluate import EvaluationResult
 from torchdpt.evaluate_model import evaluate_dataset, for_model, predict_sample
 from torchdpt.evaluation_files import curve_picture, depth_picture, label_picture, to_csv, worst
@@ -103,14 +103,8 @@ def open_data(text: str) -> Dataset:
         fields = _HELD_OUT | fields
     try:
         return open_dataset(kind, **fields)
-    except TypeError as error:  # an option that it does not have, or a value of another type
+    except TypeError as error:  # an option of another type
         raise ValueError(f"--data {text}: {error}") from error
-
-
-def open_dataset(kind: str, **options: Any) -> Dataset:
-    if kind == "scenes":
-        return SceneDataset(**options)
-    raise ValueError(f"there is no type of data set {kind!r}; there are scenes")
 
 
 # --- the command ---

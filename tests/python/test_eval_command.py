@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import CONFIG, files
+from commands import CONFIG, files, write_photograph
 from networks import SEGMENTATION
 from PIL import Image
 
@@ -117,6 +117,23 @@ def test_classes_are_measured(tmp_path: Path) -> None:
     assert Image.open(picture).size == (256, 48)
 
 
+def test_a_folder_of_ones_own_is_measured(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, rng = tmp_path / "rooms", np.random.default_rng(0)
+    (data / "depth").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        write_photograph(data / "images" / f"{name}.png", 48, 64)
+        np.save(data / "depth" / f"{name}.npy", rng.uniform(0, 12, (48, 64)).astype(np.float32))
+    protocol = "own_depth,cap=10,max_target=10,input_size=(64,64)"
+    assert run(checkpoint, "--json", "--device", "cpu", protocol=protocol, data=str(data)) == 0
+    (result,) = json.loads(capsys.readouterr().out)["runs"]
+    assert result["counts"]["images"] == 3
+    known = sum((np.load(path) < 10).sum() for path in (data / "depth").iterdir())
+    assert result["counts"]["pixels"] == known
+    (data / "images" / "b.png").write_bytes(b"no picture")
+    assert run(checkpoint, protocol=protocol, data=f"folder:{data}") == 1
+    assert f"1 of 3 samples failed:\n  number 1: {data}/images/b.png" in capsys.readouterr().err
+
+
 def test_failures_are_reported_and_the_rest_measured(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,8 +186,10 @@ def test_a_record_is_not_overwritten(checkpoint: str, tmp_path: Path, capsys: py
         ({"protocol": "nyu_eigen"}, "nyu_eigen measures depth in metres, and this network predicts relative inverse"),
         ({"protocol": "diw"}, "diw is of the order of points"),
         ({"data": "scenes:length=0"}, "length, height and width must be positive"),
-        ({"data": "scenes:long=3"}, "--data scenes:long=3: "),
-        ({"data": "nothing:there"}, "there is no type of data set 'nothing'"),
+        ({"data": "scenes:lenght=3"}, "scenes: there is no option 'lenght'"),
+        ({"data": "scenes:length=few"}, "--data scenes:length=few: '<' not supported between"),
+        ({"data": "scens:"}, "there is no data set of type 'scens'"),
+        ({"data": "nowhere/at/all"}, "there is no folder nowhere/at/all"),
     ],
 )
 def test_what_does_not_fit_is_said(
