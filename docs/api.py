@@ -34,9 +34,48 @@ GROUPS = {
         "losses.align",
         "losses.Alignment",
     ),
-    "Data": ("scenes.render", "scenes.RenderedScene", "scenes.CLASS_NAMES"),
-    "Training on several losses": ("optim.gram", "optim.min_norm"),
+    "Data": (
+        "data.Sample",
+        "data.Dataset",
+        "data.FolderDataset",
+        "data.SceneDataset",
+        "data.ADE20KDataset",
+        "data.BlendedMVSDataset",
+        "data.HRWSIDataset",
+        "data.KITTIDataset",
+        "data.KITTISelectionDataset",
+        "data.NYUDataset",
+        "data.NYUFramesDataset",
+        "data.ReDWebDataset",
+        "data.DATASETS",
+        "data.open_dataset",
+        "data.check_dataset",
+        "data.Report",
+        "data.Augmentation",
+        "data.Mixture",
+        "data.Draw",
+        "data.batches",
+        "data.Batch",
+        "scenes.render",
+        "scenes.RenderedScene",
+        "scenes.CLASS_NAMES",
+    ),
+    "Training": (
+        "fit",
+        "TrainConfig",
+        "training.DataConfig",
+        "training.ModelConfig",
+        "training.LossConfig",
+        "training.MixingConfig",
+        "training.OptimizerConfig",
+        "training.TrainResult",
+        "training.Trainer",
+        "training.list_configs",
+        "optim.gram",
+        "optim.min_norm",
+    ),
     "Evaluation": (
+        "evaluate_dataset",
         "evaluate.Evaluator",
         "evaluate.EvaluationResult",
         "protocols.get",
@@ -58,7 +97,7 @@ GROUPS = {
     "Elsewhere": ("export", "cmake_prefix_path"),
 }
 # What is public in these stands in their own __all__, and not in torchdpt's.
-MODULES = ("evaluate", "losses", "metric_fit", "metrics", "optim", "protocols", "scenes")
+MODULES = ("data", "evaluate", "losses", "metric_fit", "metrics", "optim", "protocols", "scenes", "training")
 INTRODUCTION = """\
 # The Python API
 
@@ -84,9 +123,12 @@ def type_text(annotation: Any, module: str) -> str:
         value = vars(sys.modules[module]).get(match[0])
         return match[0] if value is None or inspect.isclass(value) else str(value)
 
-    written = getattr(annotation, "__forward_arg__", str(annotation))
+    written = (
+        annotation.__name__ if type(annotation) is type else getattr(annotation, "__forward_arg__", str(annotation))
+    )
+    written = re.sub(r"<class '([\w.]+)'>", r"\1", written)
     text = re.sub(r"(?<![.\w\"'])[A-Z]\w*", spell_out, written)
-    text = re.sub(r"\btorchdpt\.\w+\.", "", text)
+    text = re.sub(r"\b(torchdpt|config|transforms|pathlib)\.(\w+\.)*", "", text)
     return text.replace("typing.", "").replace("numpy.ndarray[Any, Any]", "numpy.ndarray")
 
 
@@ -99,7 +141,9 @@ def signature(start: str, function: Any) -> str:
             parameters.append("*")
         text = f"**{name}" if parameter.kind == parameter.VAR_KEYWORD else name
         text += "" if parameter.annotation is empty else f": {type_text(parameter.annotation, module)}"
-        parameters.append(text if parameter.default is empty else f"{text} = {parameter.default!r}")
+        default = repr(parameter.default)
+        default = default if len(default) < 100 else f"{type(parameter.default).__name__}(...)"
+        parameters.append(text if parameter.default is empty else f"{text} = {default}")
     end = "" if inspect.isclass(function) else f" -> {type_text(found.return_annotation, module)}"
     text = f"{start}({', '.join(parameters)}){end}"
     text = text if len(text) <= 100 else start + "(\n    " + ",\n    ".join(parameters) + f",\n){end}"
@@ -145,7 +189,12 @@ def section(name: str) -> str:
     value = public()[name]
     module, _, short = name.rpartition(".")
     if not callable(value):  # a constant: a comment stands in the place of a docstring
-        homes = (getattr(torchdpt, module),) if module else (torchdpt, torchdpt.classes)
+        wanted = f"torchdpt.{module}" if module else "torchdpt"
+        homes = [
+            home
+            for name, home in sys.modules.items()
+            if name in (wanted, "torchdpt.classes") or (module and name.startswith(f"{wanted}."))
+        ]
         source = "".join(map(inspect.getsource, homes))
         comment = re.search(rf"((?:^# .*\n)+){short}(?:: .*)? = ", source, re.MULTILINE)
         assert comment is not None, f"torchdpt.{name} needs a comment above it"

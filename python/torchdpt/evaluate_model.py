@@ -96,6 +96,7 @@ def evaluate_dataset(
     measured: list[int] = []
     failures: list[dict[str, Any]] = []
     fits = False  # a sample did
+    unfit: list[UnfitSample] = []  # the first one, if none did before it
     with ThreadPoolExecutor(max_workers=min(4, batch_size)) as pool:
 
         def submit(start: int) -> list[tuple[int, Future[_Item]]]:
@@ -103,7 +104,7 @@ def evaluate_dataset(
             return [(i, pool.submit(_load, model, dataset, i, protocol)) for i in numbers]
 
         loading = submit(rank)
-        while loading:
+        while loading and not unfit:
             current, loading = loading, submit(loading[-1][0] + step)
             items: list[_Item | Exception] = []
             for _, future in current:
@@ -112,7 +113,7 @@ def evaluate_dataset(
                     fits = True
                 except UnfitSample as error:
                     if not fits:
-                        raise
+                        unfit.append(error)
                     items.append(error)
                 except Exception as error:  # whatever a decoder raises is this sample's error
                     items.append(error)
@@ -129,9 +130,12 @@ def evaluate_dataset(
                     on_sample(i)
     if step > 1:
         evaluator = evaluator.all_reduce()
-        parts = gather((measured, failures), None)
-        measured = [i for part, _ in parts for i in part]
-        failures = sorted((row for _, part in parts for row in part), key=lambda row: int(row["index"]))
+        parts = gather((measured, failures, unfit), None)
+        measured = [i for part, _, _ in parts for i in part]
+        failures = sorted((row for _, part, _ in parts for row in part), key=lambda row: int(row["index"]))
+        unfit = [error for _, _, part in parts for error in part]
+    if unfit:
+        raise unfit[0]
     if not measured:
         raise ValueError(
             f"{dataset.name}: none of {count} samples could be measured; number {failures[0]['index']}: "

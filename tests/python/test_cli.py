@@ -383,7 +383,8 @@ def test_bench_of_published_depth_has_the_input_of_the_paper(
 def test_help_has_an_example_for_each_command() -> None:
     parser = torchdpt_command.build_parser()
     (commands,) = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-    assert set(commands) == {"predict", "eval", "info", "convert", "export", "models", "doctor", "bench", "train", "data"}
+    wanted = {"predict", "train", "data", "eval", "info", "convert", "export", "models", "doctor", "bench"}
+    assert set(commands) == wanted
     (of_data,) = [action.choices for action in commands.pop("data")._actions if isinstance(action.choices, dict)]
     assert set(of_data) == {"check"}
     commands |= {f"data {name}": command for name, command in of_data.items()}
