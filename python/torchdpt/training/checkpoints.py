@@ -40,6 +40,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
             json.dump({path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}}, file)
             file.flush()
             os.fsync(file.fileno())
+        _sync(temporary)
         if final.exists():
             shutil.rmtree(final)
         os.rename(temporary, final)
@@ -47,11 +48,14 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     except (OSError, RuntimeError) as error:  # torch.save raises the latter where a disk is full
         kept = _steps(folder)
         stands = f"the checkpoint of step {kept[-1]} stands" if kept else "there is no earlier checkpoint"
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or error
         raise OSError(f"{final}: the checkpoint cannot be written ({reason}); {stands}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _steps(folder)[:-keep]:
+    written = _steps(folder)
+    kept = [other for other in written if other <= step][-keep:]  # a later one was damaged, or taken instead
+    for old in set(written).difference(kept):
         shutil.rmtree(folder / f"step_{old:08d}")
     return final
 
@@ -64,19 +68,19 @@ def newest(folder: Path) -> dict[str, Any] | None:
         path = folder / f"step_{step:08d}"
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             _log.warning("%s: damaged, so the one before it is taken (%s)", path, error)
     return None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    for name, wanted in json.loads((path / "manifest.json").read_text()).items():
-        file = path / name
-        if file.stat().st_size != wanted["bytes"]:
-            raise ValueError(f"{name} has {file.stat().st_size} bytes, and {wanted['bytes']} were written")
-        if _digest(file) != wanted["sha256"]:
-            raise ValueError(f"{name} is not what was written: its SHA-256 differs")
-    state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    file = path / "state.pt"
+    wanted = json.loads((path / "manifest.json").read_text())[file.name]
+    if file.stat().st_size != wanted["bytes"]:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, and {wanted['bytes']} were written")
+    if _digest(file) != wanted["sha256"]:
+        raise ValueError(f"{file.name} is not what was written: its SHA-256 differs")
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 
