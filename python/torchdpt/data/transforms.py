@@ -144,7 +144,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         low, high = self.rescale
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             raise ValueError(f"Augmentation: rescale must be (low, high) with 0 < low <= high, got {self.rescale}")
         if not (0 <= self.colors <= 1 and 0 <= self.noise <= 1 and 1 <= self.blur < math.inf):
             got = f"{self.colors}, {self.noise} and {self.blur}"
