@@ -194,7 +194,7 @@ def test_first_checkpoint_that_fails_says_that_there_is_none(tmp_path: Path, mon
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "rename", refused)
-    with pytest.raises(OSError, match="Permission denied.*there is no earlier checkpoint"):
+    with pytest.raises(OSError, match=r"Permission denied.*there is no earlier checkpoint"):
         save(tmp_path, 2)
     assert names(tmp_path) == []
 
