@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,8 +20,17 @@ __all__ = ["TrainConfig", "list_configs"]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as of version 1.2, where 1e-4 is a number; PyYAML takes it for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -274,7 +284,7 @@ class TrainConfig(_Section):
                     f"there is no config {str(source)!r}{why}; wanted a YAML file or one of {', '.join(list_configs())}"
                 )
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not YAML: {error}") from error
         if not isinstance(values, dict):
@@ -343,7 +353,7 @@ def _set(values: dict[str, Any], change: str) -> None:
                 if at.get(part) is None:
                     at[part] = {}
                 at = at[part]
-        at[int(last) if isinstance(at, list) else last] = yaml.safe_load(text)
+        at[int(last) if isinstance(at, list) else last] = yaml.load(text, _Loader)
     except (IndexError, ValueError, TypeError, AttributeError):
         raise ValueError(f"{change}: there is no place {key!r} in the config") from None
     except yaml.YAMLError as error:
