@@ -140,6 +140,7 @@ class Trainer:
             self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
         if config.compile:
             self.network = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
+        self.log: RunLog | None = None  # of the first process
         self._signal = 0  # that this process got
         self._stop = 0  # the signal on which all processes agree
 
@@ -151,9 +152,7 @@ class Trainer:
         if self.rank == 0:
             config.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
-            self.log: RunLog | None = RunLog(config.out, self.step)
-        else:
-            self.log = None
+            self.log = RunLog(config.out, self.step)
         if self.step:
             _log.info("%s: going on after step %d of %d", config.out, self.step, self.total_steps)
         elif self.validations:
@@ -184,7 +183,7 @@ class Trainer:
                 if last or self._stop or (config.save_every and self.step % config.save_every == 0):
                     self.save()
                 pace.skip()
-        finished = self.step == self.total_steps
+        finished = self.step >= self.total_steps
         if self.rank == 0:
             if finished:
                 self.result_model.save_pretrained(config.out / "final")
