@@ -220,6 +220,7 @@ class Trainer:
         if self.config.mixing.method == "pareto" and self.step % self.config.mixing.every == 0:
             self._weigh_data_sets(parts, totals)
         factors = self._factors(batch.datasets, totals)
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # of batch normalisation
         loss = torch.zeros((), device=self.device)
         not_finite: list[str] = []
         self.optimizer.zero_grad(set_to_none=True)
@@ -242,6 +243,7 @@ class Trainer:
             self.optimizer.step()
             self._average()
         else:
+            self._restore_buffers(buffers)
             self._count_bad_step(batch, not_finite, empty=not totals.sum() > 0)
         self.step += 1
         return total_loss, norm
@@ -310,8 +312,7 @@ class Trainer:
                 gradients = torch.autograd.grad((losses * factors).sum(), parameters, retain_graph=True)
                 torch._foreach_add_(total, gradients)
         self.network = network
-        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
+        self._restore_buffers(buffers)
         if self.world_size > 1:
             for total in sums:
                 for gradient in total:
@@ -323,6 +324,10 @@ class Trainer:
             share = self.data_weights[chosen].sum()
             self.data_weights[chosen] = share * optim.min_norm(gram[finite][:, finite])
             self.data_weights[torch.tensor(present)[~finite]] = 0
+
+    def _restore_buffers(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self.model.buffers(), values, strict=True):
+            buffer.copy_(value)
 
     def _average(self) -> None:
         if self.averaged is not None and self.config.ema is not None:
