@@ -27,7 +27,7 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
 
 
 def refused(values: Any) -> str:
-    with pytest.raises(ValueError) as error:  # noqa: PT011: the callers look at the message
+    with pytest.raises(ValueError) as error:  # noqa: PT011
         TrainConfig.from_dict(values, name="my.yaml")
     message = str(error.value)
     assert message.startswith("my.yaml: ")

@@ -290,8 +290,9 @@ class Trainer:
             return (1 / totals.sum(0)).nan_to_num(posinf=0).expand(len(datasets), 2)
         present = totals.sum(1) > 0
         weights = torch.where(present, self.data_weights, 0)
-        weights = weights / weights.sum().clamp(min=1e-300)
-        return (weights[:, None] / totals).nan_to_num(0, 0, 0)[datasets]
+        if not weights.any():  # of data sets that were weighed when others were there, too
+            weights = present.double()
+        return (weights[:, None] / weights.sum() / totals).nan_to_num(0, 0, 0)[datasets]
 
     def _weigh_data_sets(self, parts: list[tuple[Batch, slice]], totals: Tensor) -> None:
         """Pareto mixing: the weights of the data sets of this batch, from a pass of its own over it."""
@@ -301,6 +302,8 @@ class Trainer:
         if not parameters:
             raise ValueError(f"mixing.parameters: no parameter of the network matches {', '.join(patterns)}")
         present = (totals.sum(1) > 0).nonzero().flatten().tolist()
+        if not present:  # the step is skipped
+            return
         sums = [[torch.zeros_like(p) for p in parameters] for _ in present]
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         network, self.network = self.network, self.model  # gradients are added up here, not by DDP
@@ -318,12 +321,8 @@ class Trainer:
                 for gradient in total:
                     dist.all_reduce(gradient)
         gram = optim.gram(sums).cpu()
-        finite = gram.isfinite().all(1)
-        if finite.any():
-            chosen = torch.tensor(present)[finite]
-            share = self.data_weights[chosen].sum()
-            self.data_weights[chosen] = share * optim.min_norm(gram[finite][:, finite])
-            self.data_weights[torch.tensor(present)[~finite]] = 0
+        if gram.isfinite().all():  # or else the step is skipped
+            self.data_weights[present] = optim.min_norm(gram) * len(present) / len(self.datasets)
 
     def _restore_buffers(self, values: list[Tensor]) -> None:
         for buffer, value in zip(self.model.buffers(), values, strict=True):
