@@ -378,7 +378,9 @@ class Trainer:
             "bad_steps": self.bad_steps,
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {
+                name: self.optimizer.state[p] for name, p in self.model.named_parameters() if p in self.optimizer.state
+            },
             "data_weights": self.data_weights,
             "best": self.best,
             "headlines": self.headlines,
@@ -390,9 +392,16 @@ class Trainer:
         if self.config.ema is not None:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False)
             self.averaged.load_state_dict(state["averaged"] or state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["config"]["optimizer"]["name"] == self.config.optimizer.name:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            order = [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
+            moments = {i: state["optimizer"][name] for i, name in enumerate(order) if name in state["optimizer"]}
+            # Learning rates and the like are those of the config.
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step, self.bad_steps = state["step"], state["bad_steps"]
-        self.data_weights, self.best, self.headlines = state["data_weights"], state["best"], state["headlines"]
+        self.best, self.headlines = state["best"], state["headlines"]
+        if len(state["data_weights"]) == len(self.datasets):
+            self.data_weights = state["data_weights"]
         return self
 
     def save(self) -> None:
