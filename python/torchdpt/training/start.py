@@ -37,10 +37,11 @@ def starting_model(config: TrainConfig, datasets: Sequence[Dataset], device: tor
 
 
 def make_processor(config: TrainConfig, model: DPTModel) -> ImageProcessor:
-    """How photographs are prepared for the trained model: at the size of training, normalised as in training."""
+    """How photographs are prepared for the trained model: at the size of training, normalised as the model's are."""
     size = config.model.size or config.augmentation.crop or config.augmentation.size
     multiple = max(32, model.config.size_multiple)
-    return ImageProcessor(size, resize=config.model.resize, multiple_of=multiple)
+    own = model.processor
+    return ImageProcessor(size, resize=config.model.resize, multiple_of=multiple, mean=own.mean, std=own.std)
 
 
 def network_input(images: Tensor, processor: ImageProcessor) -> Tensor:

@@ -23,6 +23,7 @@ from torchdpt.config import DPTConfig
 from torchdpt.data import Batch, Mixture, batches, open_dataset
 from torchdpt.data.mixing import random_numbers
 from torchdpt.files import write_atomically
+from torchdpt.image import ImageProcessor
 from torchdpt.model import DPTModel
 from torchdpt.training import checkpoints
 from torchdpt.training.config import TrainConfig
@@ -114,6 +115,7 @@ class Trainer:
         else:
             _check_same(config, found["config"], allow_changes)
             self.model = DPTModel(DPTConfig.from_json(found["network"]), device=self.device)
+            self.model.processor = ImageProcessor(**found["processor"])
         self.model.processor = make_processor(config, self.model)
         self.model.classes = next((c for d in self.datasets if (c := getattr(d, "classes", None))), self.model.classes)
         self.model.activation_checkpointing = config.activation_checkpointing
@@ -374,6 +376,7 @@ class Trainer:
         return {
             "config": self.config.to_dict(),
             "network": self.model.config.replace(batch_norm_group="").to_json(),
+            "processor": dataclasses.asdict(self.model.processor),
             "step": self.step,
             "bad_steps": self.bad_steps,
             "model": self.model.state_dict(),
