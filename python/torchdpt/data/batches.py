@@ -166,12 +166,13 @@ def batches(
         sampler=_Steps(mixture, steps, rank, world_size),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
     )
     return iter(loader)
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the trainer ends its workers when it has saved."""
+def _ignore_signals(_: int) -> None:
+    """Those that end a run go to all of its processes; the trainer ends its workers when it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
