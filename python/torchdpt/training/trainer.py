@@ -330,6 +330,7 @@ class Trainer:
         for buffer, value in zip(self.model.buffers(), values, strict=True):
             buffer.copy_(value)
 
+    @torch.no_grad()
     def _average(self) -> None:
         if self.averaged is not None and self.config.ema is not None:
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # young averages forget faster
