@@ -18,8 +18,8 @@ from training_runs import DEPTH, JOINT, METRIC, batch_of, config_of, differences
 from torchdpt import DPTConfig, DPTModel, losses, optim
 from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Augmentation, Batch, Sample, SceneDataset, batches
-from torchdpt.data.open import DATASETS
 from torchdpt.training import TrainConfig, Trainer, checkpoints, fit
+from torchdpt.training import trainer as trainer_module
 from torchdpt.training.config import OptimizerConfig
 from torchdpt.training.optimizer import learning_rate_factor, make_optimizer
 
@@ -577,7 +577,7 @@ class Aligned:
 
 
 def test_fit_metric_finds_scale_and_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DATASETS, "aligned", Aligned)
+    monkeypatch.setattr(trainer_module, "open_dataset", lambda _, **options: Aligned(**options))
     torch.manual_seed(3)
     start = DPTModel(DPTConfig(**DEPTH))
     start.save_pretrained(tmp_path / "start")

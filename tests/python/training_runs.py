@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +19,7 @@ from torch import Tensor
 
 from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Batch
-from torchdpt.training import TrainConfig, Trainer
+from torchdpt.training import TrainConfig, Trainer, fit
 
 # Depth and ten classes, with batch normalisation, an auxiliary head and dropout.
 JOINT = {
@@ -102,3 +109,97 @@ def _same(one: Any, other: Any) -> bool:
         same_kind = one.dtype == other.dtype and one.shape == other.shape
         return same_kind and one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
     return type(one) is type(other) and bool(one == other)
+
+
+# --- processes ---
+
+# Processes are copies of one that has imported everything.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torchdpt.training", "training_runs"])
+
+
+def launch(count: int, function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """Start a function in processes that find each other as those of torchrun do, each a group of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    started: list[BaseProcess] = []
+    for rank in range(count):
+        variables = address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _CONTEXT.Process(target=_with, args=(variables, function, arguments))
+        process.start()
+        started.append(process)
+    return started
+
+
+def finish(processes: list[BaseProcess]) -> None:
+    """Wait for processes, which must end well."""
+    for process in processes:
+        process.join(240)
+    codes = [process.exitcode for process in processes]
+    kill(processes)
+    assert codes == [0] * len(processes)
+
+
+def kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def _with(variables: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(variables)
+    os.setpgrp()
+    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # as if it were not installed: it is slow
+    function(*arguments)
+
+
+def train(
+    values: dict[str, Any], stop: tuple[int, int, int] | None = None, whole_group: bool = False, result: str = ""
+) -> None:
+    """Train, in a process of `launch`.
+
+    Args:
+        values: Of the config.
+        stop: (signal, step, rank): this process gets this signal while it makes this step.
+        whole_group: Whether its workers get it, too.
+        result: File for what `fit` says.
+    """
+    made = Trainer.train_step
+
+    def train_step(self: Trainer, batch: Batch) -> tuple[float, float]:
+        if stop is not None and (self.step, self.rank) == stop[1:]:
+            if whole_group:
+                os.killpg(0, stop[0])
+            else:
+                signal.raise_signal(stop[0])
+        return made(self, batch)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+    outcome = fit(TrainConfig.from_dict(values))
+    if result and os.environ["RANK"] == "0":
+        Path(result).write_text(json.dumps({"step": outcome.step, "finished": outcome.finished}))
+
+
+def gradients(folder: str, cases: dict[str, dict[str, Any]], dtype: torch.dtype) -> None:
+    """For each case one step, in a process of `launch`: what came out, of each process a file."""
+    from torchdpt.training.distributed import processes
+
+    torch.set_default_dtype(dtype)
+    with processes("cpu"):
+        for name, case in cases.items():
+            trainer = trainer_of(Path(folder), case["fields"], **case["config"])
+            batch: Batch = case["batch"]
+            size = len(batch) // trainer.world_size
+            loss, norm = trainer.train_step(batch[trainer.rank * size : (trainer.rank + 1) * size])
+            found = {
+                "loss": loss,
+                "norm": norm,
+                "bad_steps": trainer.bad_steps,
+                "weights": trainer.data_weights,
+                "gradients": {name: p.grad for name, p in trainer.model.named_parameters()},
+                "buffers": dict(trainer.model.named_buffers()),
+                "parameters": {name: p.detach() for name, p in trainer.model.named_parameters()},
+            }
+            torch.save(found, f"{folder}/{name} {trainer.rank} of {trainer.world_size}.pt")
