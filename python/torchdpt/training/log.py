@@ -28,14 +28,15 @@ class RunLog:
 
     Args:
         folder: Of the run.
-        step: The step from which it goes on: later records, of a run that was killed, are dropped.
+        step: Steps that were made: later records, of a run that was killed, are dropped; all if there are none.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder = folder
         self._path = folder / "log.jsonl"
+        last = step or -1  # what was measured before the first step is measured again
         if self._path.exists():
-            lines = [line for line in self._path.read_text().splitlines() if _is_before(line, step)]
+            lines = [line for line in self._path.read_text().splitlines() if _is_before(line, last)]
             write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
         self._writer: SummaryWriter | None = None
         try:
@@ -43,7 +44,7 @@ class RunLog:
         except ImportError:
             _log.info("TensorBoard is not installed: records are in %s alone", self._path)
         else:
-            self._writer = SummaryWriter(folder / "tensorboard", purge_step=step or None)
+            self._writer = SummaryWriter(folder / "tensorboard", purge_step=last + 1)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write a record: numbers, texts, lists; NaN and infinity become null."""
