@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from training_runs import config_of, differences, finish, kill, launch, train
+from training_runs import config_of, differences, finish, kill, launch, train, trainer_of
 
-from torchdpt.training import checkpoints
+from torchdpt.training import checkpoints, fit
 
 STEPS = 12
 
@@ -137,3 +138,23 @@ def test_damaged_checkpoint_costs_steps_and_no_bits(tmp_path: Path, alone: dict[
     newest.write_bytes(data)
     finish(launch(1, train, values_of(out)))
     assert differences(outcome(out), alone[1]) == []
+
+
+# --- signals, in this process ---
+
+
+def test_second_interrupt_ends_the_run_at_once_and_handlers_come_back(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with trainer._signals():
+        signal.raise_signal(signal.SIGINT)
+        assert trainer._signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_run_in_another_thread_goes_without_signals(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(fit, config_of(tmp_path, steps=2)).result()
+    assert (result.step, result.finished) == (2, True)
