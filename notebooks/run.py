@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 for path in sorted(Path(__file__).parent.glob("*.ipynb")):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if "--write" in sys.argv[1:]:
         nbformat.write(notebook, path)
