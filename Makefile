@@ -13,10 +13,10 @@ install := $(bin)/pip install --quiet --no-build-isolation -C build-dir=$(BUILD)
 # CMake of the environment, not of the machine.
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test lint format notebook benchmark sanitize fuzz cuda package clean
+.PHONY: help demo test lint format notebook benchmark sanitize fuzz cuda package weights clean
 
 help:
-	@echo 'make demo      depth of three photographs, saved as pictures (random weights)'
+	@echo 'make demo      depth of three photographs, saved as pictures'
 	@echo 'make test      C++ and Python tests'
 	@echo 'make lint      formatting, static checks, types and the stub of the compiled module'
 	@echo 'make notebook  runs the notebooks'
@@ -25,6 +25,7 @@ help:
 	@echo 'make cuda      compiles and links the CUDA kernels, no GPU needed (nvcc)'
 	@echo 'make package   sdist -> wheel -> fresh environment'
 	@echo 'make benchmark forward pass against transformers'
+	@echo 'make weights   trains the shipped network anew (an hour)'
 
 # --- environments -----------------------------------------------------------------------------------------------------
 $(VENV)/base: Makefile
@@ -45,7 +46,7 @@ $(VENV)/dev: $(VENV)/test
 demo: $(VENV)/base
 	$(install) '.[demo]'
 	data=$$($(bin)/python -c 'import skimage; print(skimage.__path__[0])')/data && \
-	  $(bin)/torchdpt predict $$data/{coffee,astronaut,motorcycle_left}.png --model dpt_base --out out
+	  $(bin)/torchdpt predict $$data/{coffee,astronaut,motorcycle_left}.png --model demo --out out
 
 test: $(VENV)/test
 	@if ! ls /usr/lib/*/libgtest.a /usr/lib/libgtest.a /usr/local/lib*/libgtest.a 2> /dev/null | grep -q .; then \
@@ -77,6 +78,11 @@ notebook: $(VENV)/dev
 
 benchmark: $(VENV)/test
 	$(bin)/python benchmarks/bench_forward.py
+
+weights: $(VENV)/dev
+	$(install) .
+	$(bin)/torchdpt train demo
+	$(bin)/python python/ship_weights.py runs/demo/final python/torchdpt/weights/demo
 
 sanitize: $(VENV)/base
 	cmake -S . -B $(SANITIZED) -G Ninja -DDPT_PYTHON=OFF -DDPT_TESTS=ON -DDPT_CUDA=OFF \

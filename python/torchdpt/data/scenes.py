@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 
 from torchdpt import scenes
+from torchdpt.classes import Classes
 from torchdpt.data.sample import Sample
 
 
 class SceneDataset:
     """Pictures of procedural scenes, rendered when they are asked for (`torchdpt.scenes`), with depth and classes.
+
+    Attributes:
+        classes: What the labels mean.
 
     Args:
         length: How many; the default is more than a training run will see.
@@ -30,6 +34,7 @@ class SceneDataset:
                 f"SceneDataset: length, height and width must be positive, got {length}, {height}, {width}"
             )
         self.name = name
+        self.classes = Classes("scenes", scenes.CLASS_NAMES)
         self.first = first
         self.height = height
         self.width = width

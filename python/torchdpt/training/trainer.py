@@ -9,7 +9,7 @@ import fnmatch
 import logging
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchdpt import optim
+from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
-from torchdpt.data import Batch, Mixture, batches, open_dataset
+from torchdpt.data import Batch, Dataset, Mixture, batches, open_dataset
 from torchdpt.data.mixing import random_numbers
 from torchdpt.files import write_atomically
 from torchdpt.image import ImageProcessor
@@ -117,7 +118,8 @@ class Trainer:
             self.model = DPTModel(DPTConfig.from_json(found["network"]), device=self.device)
             self.model.processor = ImageProcessor(**found["processor"])
         self.model.processor = make_processor(config, self.model)
-        self.model.classes = next((c for d in self.datasets if (c := getattr(d, "classes", None))), self.model.classes)
+        if self.model.config.num_classes:
+            self.model.classes = _classes_of(self.datasets, self.model.config.num_classes) or self.model.classes
         self.model.activation_checkpointing = config.activation_checkpointing
         self.objective = Objective(config.loss, self.model.config)
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -442,6 +444,18 @@ class Trainer:
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
+
+
+def _classes_of(datasets: Sequence[Dataset], num_classes: int) -> Classes | None:
+    """What the data sets call the classes, if one of them does."""
+    named = [(dataset.name, classes) for dataset in datasets if (classes := getattr(dataset, "classes", None))]
+    for name, classes in named:
+        if len(classes) != num_classes:
+            raise ValueError(
+                f"{name} has {len(classes)} classes, and the network {num_classes}; set "
+                f"model.fields.num_classes={len(classes)}, or 0 to train depth alone"
+            )
+    return named[0][1] if named else None
 
 
 def _check_same(config: TrainConfig, earlier: dict[str, Any], allow_changes: bool) -> None:

@@ -1,0 +1,22 @@
+"""Makes the shipped network of a finished run: python python/ship_weights.py runs/demo/final FOLDER
+
+Of the two heads only that of depth is kept (classes of procedural scenes are there to teach the encoder), in float16.
+"""
+
+import sys
+
+import torchdpt
+
+
+def main(source: str, target: str) -> None:
+    trained = torchdpt.DPTModel.from_pretrained(source)
+    config = trained.config.replace(num_classes=0)
+    model = torchdpt.DPTModel(config, device="meta")
+    kept = model.state_dict().keys()
+    model.load_state_dict({name: t.half() for name, t in trained.state_dict().items() if name in kept}, assign=True)
+    model.processor = trained.processor
+    model.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
