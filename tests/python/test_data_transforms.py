@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torchdpt import ImageProcessor
 from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Augmentation, Batch, Mixture, Sample, SceneDataset, batches
-from torchdpt.data.transforms import change_colors, crop, flip, resize
+from torchdpt.data.transforms import add_noise, blur, change_colors, crop, flip, resize
 
 POLICIES = ("lower_bound", "upper_bound", "minimal", "exact")
 
@@ -138,22 +139,43 @@ def test_rescale_multiplies_the_size(factors: tuple[float, float]) -> None:
 
 
 def test_same_random_numbers_give_the_same_bits() -> None:
-    augmentation = Augmentation(size=(40, 40), rescale=(0.5, 2), crop=(32, 32), colors=0.8)
+    augmentation = Augmentation(size=(40, 40), rescale=(0.5, 2), crop=(32, 32), colors=0.8, blur=3, noise=0.1)
     first, second, other = (augmentation(placed(50, 70), np.random.default_rng(seed)) for seed in (4, 4, 5))
     for one, two in zip((first.image, *maps(first)), (second.image, *maps(second)), strict=True):
         assert torch.equal(one, two)
     assert not torch.equal(first.image, other.image)
 
 
-def test_colours_leave_the_truth_and_the_places_alone() -> None:
+@pytest.mark.parametrize(("name", "value", "share"), [("colors", 1.0, 1.0), ("blur", 4.0, 0.5), ("noise", 0.2, 0.5)])
+def test_what_changes_pixels_leaves_the_truth_alone(name: str, value: float, share: float) -> None:
     original = placed(40, 40)
     plain = Augmentation(size=(40, 40), crop=(30, 30), rescale=(0.8, 1.2))
-    colourful = Augmentation(size=(40, 40), crop=(30, 30), rescale=(0.8, 1.2), colors=1)
-    for seed in range(5):
-        one, two = (augmentation(original, np.random.default_rng(seed)) for augmentation in (plain, colourful))
-        assert not torch.equal(one.image, two.image)
+    strong = dataclasses.replace(plain, **{name: value})  # type: ignore[arg-type]
+    changed = 0
+    for seed in range(60):
+        one, two = (augmentation(original, np.random.default_rng(seed)) for augmentation in (plain, strong))
+        assert (two.image.dtype, two.image.shape) == (torch.uint8, one.image.shape)
+        changed += int(not torch.equal(one.image, two.image))
         for map, same in zip(maps(one), maps(two), strict=True):
             assert torch.equal(map, same)
+    assert changed == 60 if share == 1 else 15 < changed < 45
+
+
+def test_blur_takes_detail_and_leaves_the_rest() -> None:
+    checks = torch.tensor([0, 255], dtype=torch.uint8).repeat(16)[:, None, None].expand(32, 32, 3)
+    assert (blur(checks, 4).float() - 127.5).abs().max() < 20
+    gray = torch.full((9, 7, 3), 80, dtype=torch.uint8)
+    assert torch.equal(blur(gray, 3), gray)
+    assert torch.equal(blur(checks, 1), checks)
+
+
+def test_noise_has_the_deviation_that_is_asked_for() -> None:
+    gray = torch.full((100, 100, 3), 128, dtype=torch.uint8)
+    noisy = add_noise(gray, 0.05, np.random.default_rng(0)).float() - 128
+    # 30,000 values: the mean is off by 0.07, the deviation by 0.05.
+    assert abs(noisy.mean()) < 0.3
+    assert abs(noisy.std() - 0.05 * 255) < 0.3
+    assert torch.equal(add_noise(gray, 0, np.random.default_rng(0)), gray)
 
 
 def test_colours_of_no_strength_change_nothing_and_strong_ones_stay_in_range() -> None:
@@ -214,8 +236,11 @@ def test_samples_without_truth_pass() -> None:
         ({"rescale": (0, 1)}, "rescale must be"),
         ({"rescale": (2, 1)}, "rescale must be"),
         ({"rescale": (1, float("inf"))}, "rescale must be"),
-        ({"colors": 1.5}, "colors must be from 0 to 1"),
-        ({"colors": float("nan")}, "colors must be from 0 to 1"),
+        ({"colors": 1.5}, "colors and noise must be from 0 to 1"),
+        ({"colors": float("nan")}, "colors and noise must be from 0 to 1"),
+        ({"noise": -0.1}, "colors and noise must be from 0 to 1"),
+        ({"blur": 0.5}, "blur 1 or more"),
+        ({"blur": float("inf")}, "blur 1 or more"),
         ({"size": (0, 4)}, "size and crop must be positive"),
         ({"crop": (4, -1)}, "size and crop must be positive"),
         ({"resize": "larger"}, "resize must be one of none, lower_bound"),
