@@ -16,7 +16,7 @@ from PIL import Image
 import torchdpt
 import torchdpt_command
 from torchdpt import checkpoint
-from torchdpt.training.trainer import FREE
+from torchdpt.training.start import FREE
 
 TEXT = (Path(__file__).parents[2] / "docs/training.md").read_text()
 (RENDER,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -244,6 +244,16 @@ class TrainConfig(_Section):
     panels: int = Field(4, ge=0)
 
     @model_validator(mode="after")
+    def _data(self) -> Self:
+        for i, data in enumerate(self.train):
+            if {"protocol", "images"} & data.model_fields_set:
+                raise ValueError(f"train.{i}: protocol and images are of validation, not of training")
+        for i, data in enumerate(self.validation):
+            if "weight" in data.model_fields_set:
+                raise ValueError(f"validation.{i}: weight is of training, not of validation")
+        return self
+
+    @model_validator(mode="after")
     def _length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             got = "neither" if self.steps is None else "both; take one back, such as steps=null"

@@ -1,20 +1,28 @@
-"""What a run starts from: the network and its first parameters."""
+"""What a run starts from: the network and its first parameters, and whether all fits together."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchdpt import checkpoint, losses
+from torchdpt.classes import Classes
 from torchdpt.data import Dataset
 from torchdpt.image import ImageProcessor
 from torchdpt.model import DPTModel
 from torchdpt.training.config import TrainConfig, changed
 
 _log = logging.getLogger("torchdpt")
+
+# Settings that change how a run is carried out, and but for rounding not what comes out: a run may go on with others.
+FREE = (
+    "out", "device", "workers", "threads", "log_every", "save_every", "keep", "panels", "max_bad_steps", "compile",
+)  # fmt: skip
 
 
 def starting_model(config: TrainConfig, datasets: Sequence[Dataset], device: torch.device) -> DPTModel:
@@ -99,3 +107,37 @@ def _in_metres(model: DPTModel, config: TrainConfig, datasets: Sequence[Dataset]
     other.load_state_dict(model.state_dict(), assign=True)
     other.processor, other.classes = model.processor, model.classes
     return other
+
+
+def classes_of(datasets: Sequence[Dataset], num_classes: int) -> Classes | None:
+    """What the data sets call the classes, if one of them does."""
+    named = [(dataset.name, classes) for dataset in datasets if (classes := getattr(dataset, "classes", None))]
+    for name, classes in named:
+        if len(classes) != num_classes:
+            raise ValueError(
+                f"{name} has {len(classes)} classes, and the network {num_classes}; set "
+                f"model.fields.num_classes={len(classes)}, or 0 to train depth alone"
+            )
+    return named[0][1] if named else None
+
+
+def check_names(section: str, names: Sequence[str]) -> None:
+    """What the log tells data sets apart by."""
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"{section}: two data sets are called {double!r}; give each a name of its own, name=...")
+
+
+def check_same(config: TrainConfig, earlier: dict[str, Any], allow_changes: bool) -> None:
+    changes = [line for line in config.differences(earlier) if line.split(":")[0].split(".")[0] not in FREE]
+    network = [line for line in changes if re.match(r"model\.(?!size|resize)", line)]
+    if network:
+        lines = "; ".join(network)
+        raise ValueError(f"{config.out} holds a run of another network: {lines}. Set another out=, or take them back")
+    if changes and not allow_changes:
+        raise ValueError(
+            f"{config.out} holds a run with other settings: {'; '.join(changes)}. Set another out=, take the settings "
+            "back, or go on with the new ones by --allow-changes (allow_changes=True)"
+        )
+    if changes:
+        _log.warning("going on with other settings: %s", "; ".join(changes))

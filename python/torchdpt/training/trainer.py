@@ -9,7 +9,7 @@ import fnmatch
 import logging
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchdpt import optim
-from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
-from torchdpt.data import Batch, Dataset, Mixture, batches, open_dataset
+from torchdpt.data import Batch, Mixture, batches, open_dataset
 from torchdpt.data.mixing import random_numbers
 from torchdpt.files import write_atomically
 from torchdpt.image import ImageProcessor
@@ -32,15 +31,17 @@ from torchdpt.training.distributed import device_of, processes, rank_and_size
 from torchdpt.training.log import Pace, RunLog, progress_bar
 from torchdpt.training.objective import Objective, Terms
 from torchdpt.training.optimizer import learning_rate_factor, make_optimizer
-from torchdpt.training.start import make_processor, network_input, starting_model
+from torchdpt.training.start import (
+    check_names,
+    check_same,
+    classes_of,
+    make_processor,
+    network_input,
+    starting_model,
+)
 from torchdpt.training.validation import Validation
 
 _log = logging.getLogger("torchdpt")
-
-# Settings that change how a run is carried out, and not what comes out of it: a run may be resumed with others.
-FREE = (
-    "out", "device", "workers", "threads", "log_every", "save_every", "keep", "panels", "max_bad_steps", "compile",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Trainer:
             )
 
         self.datasets = [open_dataset(data.type, **data.options) for data in config.train]
+        check_names("train", [dataset.name for dataset in self.datasets])
         lengths = [len(dataset) for dataset in self.datasets]
         weights = [data.weight for data in config.train]
         self.mixture = Mixture(lengths, weights, batch_size=config.batch_size, seed=config.seed)
@@ -114,12 +116,12 @@ class Trainer:
         if found is None:
             self.model = starting_model(config, self.datasets, self.device)
         else:
-            _check_same(config, found["config"], allow_changes)
+            check_same(config, found["config"], allow_changes)
             self.model = DPTModel(DPTConfig.from_json(found["network"]), device=self.device)
             self.model.processor = ImageProcessor(**found["processor"])
         self.model.processor = make_processor(config, self.model)
         if self.model.config.num_classes:
-            self.model.classes = _classes_of(self.datasets, self.model.config.num_classes) or self.model.classes
+            self.model.classes = classes_of(self.datasets, self.model.config.num_classes) or self.model.classes
         self.model.activation_checkpointing = config.activation_checkpointing
         self.objective = Objective(config.loss, self.model.config)
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -138,6 +140,7 @@ class Trainer:
 
         self.model.train()
         self.validations = [Validation(data, self.model.config) for data in config.validation]
+        check_names("validation", [validation.name for validation in self.validations])
         self.network: nn.Module = self.model
         if self.world_size > 1:
             self.model.synchronize_batch_norm()
@@ -159,8 +162,6 @@ class Trainer:
             self.log = RunLog(config.out, self.step)
         if self.step:
             _log.info("%s: going on after step %d of %d", config.out, self.step, self.total_steps)
-        elif self.validations:
-            self.validate()
         stream = batches(
             self.datasets,
             self.mixture,
@@ -172,6 +173,8 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         with self._signals(), progress_bar(self.step, self.total_steps, enabled=progress and self.rank == 0) as show:
+            if self.step == 0:
+                self.validate()
             pace = Pace()
             while self.step < self.total_steps and not self._stop:
                 batch = next(stream)
@@ -444,26 +447,3 @@ class Trainer:
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
-
-
-def _classes_of(datasets: Sequence[Dataset], num_classes: int) -> Classes | None:
-    """What the data sets call the classes, if one of them does."""
-    named = [(dataset.name, classes) for dataset in datasets if (classes := getattr(dataset, "classes", None))]
-    for name, classes in named:
-        if len(classes) != num_classes:
-            raise ValueError(
-                f"{name} has {len(classes)} classes, and the network {num_classes}; set "
-                f"model.fields.num_classes={len(classes)}, or 0 to train depth alone"
-            )
-    return named[0][1] if named else None
-
-
-def _check_same(config: TrainConfig, earlier: dict[str, Any], allow_changes: bool) -> None:
-    changes = [line for line in config.differences(earlier) if line.split(":")[0].split(".")[0] not in FREE]
-    if changes and not allow_changes:
-        raise ValueError(
-            f"{config.out} holds a run with other settings: {'; '.join(changes)}. Set another out=, take the settings "
-            "back, or go on with the new ones by --allow-changes (allow_changes=True)"
-        )
-    if changes:
-        _log.warning("going on with other settings: %s", "; ".join(changes))
