@@ -82,7 +82,7 @@ benchmark: $(VENV)/test
 weights: $(VENV)/dev
 	$(install) .
 	$(bin)/torchdpt train demo
-	$(bin)/python python/ship_weights.py runs/demo/final python/torchdpt/weights/demo
+	$(bin)/python benchmarks/ship_weights.py runs/demo/final python/torchdpt/weights/demo
 
 sanitize: $(VENV)/base
 	cmake -S . -B $(SANITIZED) -G Ninja -DDPT_PYTHON=OFF -DDPT_TESTS=ON -DDPT_CUDA=OFF \

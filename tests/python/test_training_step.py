@@ -368,9 +368,16 @@ def test_run_that_stays_bad_ends_and_leaves_its_last_checkpoint(tmp_path: Path) 
 
 
 def test_label_out_of_range_ends_the_run_by_its_sample(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, JOINT | {"num_classes": 4})
-    with pytest.raises(ValueError, match=r"random/\d: label \d is none of the network's 4 classes"):
-        trainer.train_step(batch_of(4))
+    trainer = trainer_of(tmp_path, JOINT)
+    batch = batch_of(4)
+    batch.labels[2, 5, 5] = 10
+    with pytest.raises(ValueError, match=r"random/\d: label 10 is none of the network's 10 classes"):
+        trainer.train_step(batch)
+
+
+def test_data_of_other_classes_than_the_network_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scenes has 10 classes, and the network 4; set model\.fields"):
+        trainer_of(tmp_path, JOINT | {"num_classes": 4})
 
 
 def test_unreadable_samples_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

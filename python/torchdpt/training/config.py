@@ -246,10 +246,10 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _data(self) -> Self:
         for i, data in enumerate(self.train):
-            if {"protocol", "images"} & data.model_fields_set:
+            if data.protocol is not None or data.images is not None:
                 raise ValueError(f"train.{i}: protocol and images are of validation, not of training")
         for i, data in enumerate(self.validation):
-            if "weight" in data.model_fields_set:
+            if data.weight != 1:
                 raise ValueError(f"validation.{i}: weight is of training, not of validation")
         return self
 
