@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "dpt/ops/all_reduce.h"
+#include "dpt/ops/conv2d.h"
 
 namespace dpt {
 
@@ -55,6 +56,10 @@ void check_more_than_one_value(const Tensor& x) {
 }
 
 }  // namespace
+
+Tensor Conv2d::operator()(const Tensor& x) const {
+  return conv2d(x, weight, bias, stride, padding, groups);
+}
 
 Tensor BatchNorm2d::operator()(const Tensor& x, bool training) const {
   const bool alone = process_group.empty();

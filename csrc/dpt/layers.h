@@ -67,10 +67,7 @@ struct DPT_API Conv2d {
   std::optional<double> initial_bias{};  // instead of PyTorch's default
   Tensor weight{}, bias{};
 
-  Tensor operator()(const Tensor& x) const {
-    // Two-element lists: a list of one integer makes an invalid ONNX graph.
-    return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding}, {1, 1}, groups);
-  }
+  Tensor operator()(const Tensor& x) const;
 
   template <class Visitor>
   void visit(Visitor&& v) {

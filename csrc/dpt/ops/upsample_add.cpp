@@ -3,13 +3,13 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "dpt/ops/form.h"
 #include "dpt/ops/resize.h"
 #include "dpt/ops/upsample_add_math.h"
 
@@ -29,13 +29,6 @@ using upsample::Size;
 using upsample::Source;
 
 // --- checks ---
-
-// FakeTensor, DTensor, other subclasses, modes and torch.func: they are given ATen operators, which
-// they know.
-bool traced(const Tensor& tensor) {
-  return tensor.key_set().has(c10::DispatchKey::Python) || c10::impl::dispatch_mode_enabled() ||
-         in_torch_func();
-}
 
 void check_shapes(const Tensor& x, const Tensor& skip) {
   TORCH_CHECK_VALUE(x.dim() == 4 && skip.dim() == 4,

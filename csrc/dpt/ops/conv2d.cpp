@@ -1,0 +1,192 @@
+// csrc/dpt/ops/conv2d.cpp -- dpt::conv2d_weight_gradient, and the convolution that uses it.
+#include "dpt/ops/conv2d.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "dpt/ops/autocast.h"
+#include "dpt/ops/form.h"
+
+namespace dpt {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The gradients of a 3x3 convolution of stride 1 and padding 1 that `wanted` asks for, of x, weight
+// and bias; the definition, and the fallback.
+std::array<Tensor, 3> aten_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                    std::array<bool, 3> wanted) {
+  const std::array<c10::SymInt, 2> one{1, 1}, none{0, 0};
+  const std::array<c10::SymInt, 1> channels{grad.sym_size(1)};
+  auto [grad_x, grad_weight, grad_bias] =
+      at::convolution_backward_symint(grad, x, weight, at::OptionalSymIntArrayRef(channels), one,
+                                      one, one, /*transposed=*/false, none, /*groups=*/1, wanted);
+  return {grad_x, grad_weight, grad_bias};
+}
+
+// A weight that gives the shape, without data of its own.
+Tensor any_weight(const Tensor& grad, const Tensor& x) {
+  const std::array<c10::SymInt, 4> shape{grad.sym_size(1), x.sym_size(1), 3, 3};
+  return x.new_empty({1}).expand_symint(shape);
+}
+
+void check(const Tensor& grad, const Tensor& x) {
+  TORCH_CHECK_VALUE(grad.dim() == 4 && x.dim() == 4 && grad.sym_size(0) == x.sym_size(0) &&
+                        grad.sym_size(2) == x.sym_size(2) && grad.sym_size(3) == x.sym_size(3),
+                    "conv2d_weight_gradient: grad [B, K, H, W] and x [B, C, H, W] must have one "
+                    "batch size, height and width, got grad ",
+                    grad.sym_sizes(), " and x ", x.sym_sizes(),
+                    "; only a convolution of stride 1 that keeps the size has this gradient");
+  TORCH_CHECK_VALUE(grad.scalar_type() == x.scalar_type(),
+                    "conv2d_weight_gradient: grad and x must have one dtype, got grad ",
+                    grad.scalar_type(), " and x ", x.scalar_type(), "; convert one of them");
+}
+
+// --- the gradient ---
+
+// Each of the nine taps is a product of all gradients [pixels, K], transposed, with all inputs
+// [pixels, C], one of them shifted by the tap; a pixel is a row, since channels come last. A shift
+// to the side runs over the ends of image rows: gradients there are set to zero, in a copy of one
+// image. Bound by flops, and they are those of the convolution.
+Tensor weight_gradient_cpu(const Tensor& grad, const Tensor& x) {
+  check(grad, x);
+  const int64_t B = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), K = grad.size(1);
+  const auto type = at::isReducedFloatingType(x.scalar_type()) ? at::kFloat : x.scalar_type();
+  const Tensor taps = at::zeros({3, 3, K, C}, x.options().dtype(type));
+  const auto add_column = [&](int64_t column, const Tensor& rows, const Tensor& pixels) {
+    for (int64_t row = 0; row < 3; ++row) {
+      const int64_t shift = (row - 1) * W + (column - 1);
+      const int64_t begin = std::max<int64_t>(0, -shift), end = H * W - std::max<int64_t>(0, shift);
+      if (begin >= end) continue;
+      taps[row][column].addmm_(rows.slice(0, begin, end).t(),
+                               pixels.slice(0, begin + shift, end + shift));
+    }
+  };
+  for (int64_t image = 0; image < B; ++image) {
+    const auto as_rows = [&](const Tensor& map) {  // [H * W, channels]
+      return map[image].permute({1, 2, 0}).to(type).contiguous().flatten(0, 1);
+    };
+    const Tensor rows = as_rows(grad), pixels = as_rows(x);
+    add_column(1, rows, pixels);
+    const Tensor cut = rows.clone();
+    const Tensor sides = cut.view({H, W, K}), whole = rows.view({H, W, K});
+    sides.select(1, 0).zero_();
+    add_column(0, cut, pixels);
+    sides.select(1, 0).copy_(whole.select(1, 0));
+    sides.select(1, W - 1).zero_();
+    add_column(2, cut, pixels);
+  }
+  return taps.permute({2, 3, 0, 1}).to(x.scalar_type()).contiguous();
+}
+
+Tensor weight_gradient_default(const Tensor& grad, const Tensor& x) {
+  check(grad, x);
+  return aten_backward(grad, x, any_weight(grad, x), {false, true, false})[1].contiguous();
+}
+
+Tensor weight_gradient_meta(const Tensor& grad, const Tensor& x) {
+  check(grad, x);
+  const std::array<c10::SymInt, 4> shape{grad.sym_size(1), x.sym_size(1), 3, 3};
+  return at::empty_symint(shape, x.options());
+}
+
+Tensor weight_gradient(const Tensor& grad, const Tensor& x) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dpt::conv2d_weight_gradient", "")
+                             .typed<Tensor(const Tensor&, const Tensor&)>();
+  return op.call(grad, x);
+}
+
+// --- autograd ---
+
+struct WeightGradient : torch::autograd::Function<WeightGradient> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& x) {
+    ctx->save_for_backward({grad, x});
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return weight_gradient(grad, x);
+  }
+
+  // Linear in both: with the gradient in the weight's place, one is the convolution, the other its
+  // gradient.
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    Tensor grad_grad, grad_x;
+    if (ctx->needs_input_grad(0)) {
+      grad_grad = at::conv2d(saved[1], grads[0], {}, {1, 1}, {1, 1});
+    }
+    if (ctx->needs_input_grad(1)) {
+      grad_x = aten_backward(saved[0], saved[1], grads[0], {true, false, false})[0];
+    }
+    return {grad_grad, grad_x};
+  }
+};
+
+Tensor weight_gradient_autograd(const Tensor& grad, const Tensor& x) {
+  return WeightGradient::apply(grad, x);
+}
+
+struct Conv3x3 : torch::autograd::Function<Conv3x3> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["has_bias"] = bias.has_value();
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return at::conv2d(x, weight, bias, {1, 1}, {1, 1});
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const NoAutocast no_autocast;
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor grad = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
+    variable_list result(3);
+    if (ctx->needs_input_grad(0)) {
+      result[0] = aten_backward(grad, saved[0], saved[1], {true, false, false})[0];
+    }
+    if (ctx->needs_input_grad(1)) result[1] = weight_gradient(grad, saved[0]);
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
+      result[2] = grad.sum({0, 2, 3});
+    }
+    return result;
+  }
+};
+
+}  // namespace
+
+// --- the face of the operator ---
+
+Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
+              int64_t padding, int64_t groups) {
+  const auto own = [&](const Tensor& x, const Tensor& weight) {
+    return x.is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
+           x.size(1) == weight.size(1) && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+  };
+  if (wants_gradient(weight) && stride == 1 && padding == 1 && groups == 1 && x.dim() == 4 &&
+      !traced(x) && !traced(weight) && weight.size(2) == 3 && weight.size(3) == 3) {
+    const Tensor cast = autocast_to_lower(x), cast_weight = autocast_to_lower(weight);
+    if (own(cast, cast_weight)) {
+      const auto cast_bias = bias.defined() ? std::optional(autocast_to_lower(bias)) : std::nullopt;
+      const NoAutocast no_autocast;
+      return Conv3x3::apply(cast, cast_weight, cast_bias);
+    }
+  }
+  // Two-element lists: a list of one integer makes an invalid ONNX graph.
+  return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding}, {1, 1}, groups);
+}
+
+// --- registration ---
+
+TORCH_LIBRARY_FRAGMENT(dpt, m) { m.def("conv2d_weight_gradient(Tensor grad, Tensor x) -> Tensor"); }
+
+TORCH_LIBRARY_IMPL(dpt, CPU, m) { m.impl("conv2d_weight_gradient", weight_gradient_cpu); }
+TORCH_LIBRARY_IMPL(dpt, CompositeExplicitAutograd, m) {
+  m.impl("conv2d_weight_gradient", weight_gradient_default);
+}
+TORCH_LIBRARY_IMPL(dpt, Meta, m) { m.impl("conv2d_weight_gradient", weight_gradient_meta); }
+TORCH_LIBRARY_IMPL(dpt, Autograd, m) { m.impl("conv2d_weight_gradient", weight_gradient_autograd); }
+
+}  // namespace dpt

@@ -1,0 +1,23 @@
+// csrc/dpt/ops/form.h -- who is given the ATen form of an operation instead of our own.
+#pragma once
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+
+#include "dpt/common.h"
+
+namespace dpt {
+
+// FakeTensor, DTensor, other subclasses, modes and torch.func: they are given ATen operators, which
+// they know.
+inline bool traced(const Tensor& tensor) {
+  return tensor.key_set().has(c10::DispatchKey::Python) || c10::impl::dispatch_mode_enabled() ||
+         in_torch_func();
+}
+
+// Whether autograd will record what is done with this tensor.
+inline bool wants_gradient(const Tensor& tensor) {
+  return at::GradMode::is_enabled() && tensor.defined() && tensor.requires_grad();
+}
+
+}  // namespace dpt
