@@ -4,15 +4,18 @@
 
 #include "dpt/encoder/image.h"
 #include "dpt/ops/checkpoint.h"
+#include "dpt/ops/recompute.h"
 #include "dpt/ops/resize.h"
 
 namespace dpt {
 
 namespace {
 
-// [B, L, D] -> query, key, value, each [B, heads, L, D/heads].
-std::vector<Tensor> split_heads(const Linear& qkv, const Tensor& x, int64_t heads) {
-  const Tensor packed = qkv(x).unflatten(-1, {3, heads, qkv.in / heads});  // [B, L, 3, heads, d]
+// norm(x) [B, L, D] -> query, key, value, each [B, heads, L, D/heads].
+std::vector<Tensor> split_heads(const Linear& qkv, const LayerNorm& norm, const Tensor& x,
+                                int64_t heads) {
+  const Tensor packed = linear_of_norm(qkv, norm, x)
+                            .unflatten(-1, {3, heads, qkv.in / heads});  // [B, L, 3, heads, d]
   return packed.permute({2, 0, 3, 1, 4}).unbind(0);
 }
 
@@ -23,14 +26,14 @@ Attention::Attention(int64_t width, int64_t heads, bool qkv_bias)
       qkv{.in = width, .out = 3 * width, .has_bias = qkv_bias, .normal_init = true},
       proj{.in = width, .out = width, .normal_init = true} {}
 
-Tensor Attention::operator()(const Tensor& x) const {
-  const auto heads_of = split_heads(qkv, x, heads);
+Tensor Attention::operator()(const LayerNorm& norm, const Tensor& x) const {
+  const auto heads_of = split_heads(qkv, norm, x, heads);
   const Tensor mixed = at::scaled_dot_product_attention(heads_of[0], heads_of[1], heads_of[2]);
   return proj(mixed.transpose(1, 2).flatten(2));  // [B, heads, L, d] -> [B, L, D]
 }
 
-Tensor Attention::weights(const Tensor& x) const {
-  const auto heads_of = split_heads(qkv, x, heads);
+Tensor Attention::weights(const LayerNorm& norm, const Tensor& x) const {
+  const auto heads_of = split_heads(qkv, norm, x, heads);
   const double scale = 1 / std::sqrt(static_cast<double>(qkv.in / heads));
   return at::softmax(at::matmul(heads_of[0] * scale, heads_of[1].transpose(-2, -1)), -1);
 }
@@ -38,6 +41,10 @@ Tensor Attention::weights(const Tensor& x) const {
 Mlp::Mlp(int64_t width, int64_t hidden)
     : fc1{.in = width, .out = hidden, .normal_init = true},
       fc2{.in = hidden, .out = width, .normal_init = true} {}
+
+Tensor Mlp::operator()(const LayerNorm& norm, const Tensor& x) const {
+  return linear_of_gelu(fc2, linear_of_norm(fc1, norm, x));
+}
 
 Block::Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, double layer_norm_eps)
     : norm1{.width = width, .eps = layer_norm_eps},
@@ -91,7 +98,7 @@ Tensor ViT::attention_of(Tensor x, int64_t block) const {
                     "attention: block must be in [0, ", blocks.size(), "), got ", block,
                     "; blocks are counted from 0");
   for (int64_t i = 0; i < block; ++i) x = blocks[i](x);
-  return blocks[block].attn.weights(blocks[block].norm1(x));
+  return blocks[block].attn.weights(blocks[block].norm1, x);
 }
 
 std::vector<Tensor> ViT::operator()(const Tensor& image, bool /*training*/, bool checkpoint) const {

@@ -6,16 +6,16 @@
 
 namespace dpt {
 
-// Multi-head self-attention, [B, L, D] -> [B, L, D] for L tokens.
+// Multi-head self-attention to norm(x), [B, L, D] -> [B, L, D] for L tokens.
 struct DPT_API Attention {
   int64_t heads = 1;
   Linear qkv, proj;
 
   Attention(int64_t width, int64_t heads, bool qkv_bias);
 
-  Tensor operator()(const Tensor& x) const;
+  Tensor operator()(const LayerNorm& norm, const Tensor& x) const;
   // The attention weights, [B, heads, L, L]; each row sums to one.
-  Tensor weights(const Tensor& x) const;
+  Tensor weights(const LayerNorm& norm, const Tensor& x) const;
 
   template <class Visitor>
   void visit(Visitor&& v) {
@@ -24,13 +24,13 @@ struct DPT_API Attention {
   }
 };
 
-// Two-layer perceptron with exact (erf) GELU, [B, L, D] -> [B, L, D].
+// Two-layer perceptron with exact (erf) GELU of norm(x), [B, L, D] -> [B, L, D].
 struct DPT_API Mlp {
   Linear fc1, fc2;
 
   Mlp(int64_t width, int64_t hidden);
 
-  Tensor operator()(const Tensor& x) const { return fc2(at::gelu(fc1(x), "none")); }
+  Tensor operator()(const LayerNorm& norm, const Tensor& x) const;
 
   template <class Visitor>
   void visit(Visitor&& v) {
@@ -48,8 +48,8 @@ struct DPT_API Block {
   Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, double layer_norm_eps);
 
   Tensor operator()(Tensor x) const {
-    x = x + attn(norm1(x));
-    return x + mlp(norm2(x));
+    x = x + attn(norm1, x);
+    return x + mlp(norm2, x);
   }
 
   template <class Visitor>
