@@ -1,13 +1,14 @@
 #include "dpt/decoder/head.h"
 
 #include "dpt/ops/resize.h"
+#include "dpt/ops/upsample_conv2d.h"
 
 namespace dpt {
 
 namespace {
 
-Tensor twice_as_large(const Tensor& map, bool align_corners) {
-  return resize_bilinear(map, map.sym_size(2) * 2, map.sym_size(3) * 2, align_corners);
+Tensor twice_as_large(const Tensor& map) {
+  return resize_bilinear(map, map.sym_size(2) * 2, map.sym_size(3) * 2, /*align_corners=*/true);
 }
 
 }  // namespace
@@ -23,8 +24,9 @@ DepthHead::DepthHead(const DepthHeadOptions& options)
 
 Tensor DepthHead::operator()(const Tensor& map) const {
   // No ReLU before the upsampling: isl-org/DPT dpt/models.py.
-  const Tensor x = twice_as_large(conv1(map), align_corners);
-  const Tensor depth = conv3(conv2(x).relu()).relu().squeeze(1);
+  const Tensor x = upsample_conv2d(conv1(map), conv2.weight, conv2.bias, map.sym_size(2) * 2,
+                                   map.sym_size(3) * 2, align_corners);
+  const Tensor depth = conv3(x.relu()).relu().squeeze(1);
   if (!inversion) return depth;
   // Half types cannot tell 1e-8 from zero.
   const bool half = at::isReducedFloatingType(depth.scalar_type());
@@ -66,7 +68,7 @@ Output Head::operator()(at::TensorList maps, bool training) const {
   Output output;
   if (depth) output.depth = (*depth)(maps[0]);
   if (segmentation) {
-    output.logits = twice_as_large((*segmentation)(maps[0], training), /*align_corners=*/true);
+    output.logits = twice_as_large((*segmentation)(maps[0], training));
   }
   if (training && auxiliary) output.aux_logits = (*auxiliary)(maps.back(), training);
   return output;
