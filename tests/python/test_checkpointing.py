@@ -58,7 +58,8 @@ def test_same_gradients(autocast: bool) -> None:
 
 def test_less_is_kept() -> None:
     model, images = torchdpt.DPTModel(CONFIG), torch.randn(1, 3, 256, 256)
-    assert bytes_kept(model, images, True) < 0.4 * bytes_kept(model, images, False)
+    # Blocks keep no normalised or activated tokens in either case: 10 D for each token against D.
+    assert bytes_kept(model, images, True) < 0.5 * bytes_kept(model, images, False)
 
 
 def test_frozen_blocks_and_image_gradients_work() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from networks import SEGMENTATION, VIT, make_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -212,6 +213,27 @@ def test_gradients_under_autocast_equal_those_of_the_aten_form():
         assert own[name].dtype == torch.float32
         # bfloat16 has 8 bits; roundings differ where sums are in another order.
         assert (own[name] - gradient).abs().max() <= 2e-2 * largest, name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_second_derivatives_equal_those_of_the_aten_form(dtype, tolerance):
+    model = make_model(VIT, dtype)
+    images = torch.randn(1, 3, 32, 64, dtype=dtype)
+    parameters = list(model.parameters())
+
+    def second():
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has none
+            loss = model(images).depth.square().mean()
+            first = torch.autograd.grad(loss, parameters, create_graph=True)
+            return torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
+
+    own = second()
+    with Passthrough():
+        aten = second()
+    largest = max(g.abs().max() for g in aten)
+    assert largest > 0
+    for a, b in zip(own, aten, strict=True):
+        assert (a - b).abs().max() <= tolerance * largest  # the same sums in another order
 
 
 def test_blocks_keep_neither_normalised_nor_activated_tokens():
