@@ -30,8 +30,9 @@ def images():
 
 def assert_fp32_close(got, want):
     # Sums of up to some 150 terms (3x3 convolutions of 16 channels) in another order, through some 20 layers: about
-    # 1e-6 of the largest value. A tensor that is missing or wrong is off by 1e-2 or more.
-    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    # 1e-6 of the largest value. A ReLU whose input is zero but for rounding opens in one order and not in the other:
+    # one pixel of 12288, 3e-5 seen. A tensor that is missing or wrong is off by 1e-2 or more.
+    assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 
 # --- state ---
