@@ -16,7 +16,7 @@ import torch
 from training_runs import DEPTH, JOINT, METRIC, batch_of, config_of, differences, snapshot, trainer_of
 
 from torchdpt import DPTConfig, DPTModel, losses, optim
-from torchdpt.classes import IGNORE_INDEX
+from torchdpt.classes import IGNORE_INDEX, Classes
 from torchdpt.data import Augmentation, Batch, Sample, SceneDataset, batches
 from torchdpt.training import TrainConfig, Trainer, checkpoints, fit
 from torchdpt.training import trainer as trainer_module
@@ -558,6 +558,23 @@ def test_normalisation_is_that_of_the_weights(tmp_path: Path) -> None:
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
     for tensor in seen:
         torch.testing.assert_close(tensor, (images - mean) / std)
+
+
+def test_names_of_classes_are_those_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nameless(SceneDataset):
+        def __init__(self) -> None:
+            super().__init__(6, height=32, width=32)
+            self.classes = None
+
+    monkeypatch.setattr(trainer_module, "open_dataset", lambda _: Nameless())
+    start = DPTModel(DPTConfig(**JOINT))
+    start.classes = Classes("mine", tuple(f"class of mine {i}" for i in range(10)))
+    start.save_pretrained(tmp_path / "start")
+    for _ in range(2):  # and after going on
+        train, model = [{"type": "nameless"}], {"weights": str(tmp_path / "start")}
+        trainer = trainer_of(tmp_path / "run", model=model, train=train)
+        assert trainer.model.classes == start.classes
+        trainer.save()
 
 
 class Aligned:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchdpt import optim
+from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
 from torchdpt.data import Batch, Mixture, batches, open_dataset
 from torchdpt.data.mixing import random_numbers
@@ -119,6 +120,7 @@ class Trainer:
             check_same(config, found["config"], allow_changes)
             self.model = DPTModel(DPTConfig.from_json(found["network"]), device=self.device)
             self.model.processor = ImageProcessor(**found["processor"])
+            self.model.classes = None if found["classes"] is None else Classes.from_json(found["classes"])
         self.model.processor = make_processor(config, self.model)
         if self.model.config.num_classes:
             self.model.classes = classes_of(self.datasets, self.model.config.num_classes) or self.model.classes
@@ -383,6 +385,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "network": self.model.config.replace(batch_norm_group="").to_json(),
             "processor": dataclasses.asdict(self.model.processor),
+            "classes": None if self.model.classes is None else self.model.classes.to_json(),
             "step": self.step,
             "bad_steps": self.bad_steps,
             "model": self.model.state_dict(),
