@@ -49,7 +49,13 @@ def test_depth_of_scenes_that_it_has_not_seen(demo: torchdpt.DPTModel) -> None:
     assert found.metrics["abs_rel"] < 0.15
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["motorcycle", "arc2017"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(0, id="motorcycle", marks=pytest.mark.xfail(strict=True, reason="its card says so")),
+        pytest.param(1, id="arc2017"),
+    ],
+)
 def test_depth_of_real_photographs_is_better_than_a_constant_and_a_ramp(demo: torchdpt.DPTModel, number: int) -> None:
     sample = bench_accuracy.real_pairs()[number]
     height, width = sample.image.shape[:2]
