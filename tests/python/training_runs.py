@@ -203,3 +203,17 @@ def gradients(folder: str, cases: dict[str, dict[str, Any]], dtype: torch.dtype)
                 "parameters": {name: p.detach() for name, p in trainer.model.named_parameters()},
             }
             torch.save(found, f"{folder}/{name} {trainer.rank} of {trainer.world_size}.pt")
+
+
+def gradients_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert len(found) == len([*trainer.model.parameters()])
+    return found
+
+
+def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Up to a share of the largest entry of all."""
+    largest = max(tensor.abs().max().item() for tensor in want.values())
+    assert largest > 0
+    for name, tensor in want.items():
+        assert (got[name] - tensor).abs().max().item() <= tolerance * largest, name
