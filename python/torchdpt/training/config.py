@@ -105,6 +105,7 @@ class DataConfig(_Section):
 
     @property
     def options(self) -> dict[str, Any]:
+        """Those of the type: what is not named above."""
         return dict(self.model_extra or {})
 
 
