@@ -134,7 +134,7 @@ def test_prefilled_cache_of_any_origin_loads(tmp_path):
         ("someone/model", dict(revision="v9"), "the hub's 'someone/model' has no revision 'v9'"),
         ("someone/mo--del", {}, "'someone/mo--del' is neither a path that exists nor an id of the hub"),
         ("someone/model", dict(local_files_only=True), "'someone/model' is not whole in the hub's cache"),
-        ("someone", {}, "'someone' does not exist; pass a folder .* or the id of a model on huggingface.co"),
+        ("someone", {}, "'someone' does not exist; pass a folder .* the id of a model on huggingface.co"),
         ("a/b/c", {}, "'a/b/c' does not exist"),
         ("./model", {}, r"'\./model' does not exist"),
         ("folder/model.pt", {}, r"'folder/model\.pt' does not exist"),

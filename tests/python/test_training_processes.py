@@ -12,9 +12,10 @@ from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Batch
 
 THREE = [{"type": "scenes", "name": name, "height": 32, "width": 32} for name in "abc"]
-# Sums in another order; the weights of data sets, a ratio of differences, make more of float32's rounding.
+# Sums in another order. The shortest combination of gradients that oppose each other is smaller than they are, and has
+# their rounding.
 DTYPES = {torch.float64: 1e-9, torch.float32: 1e-5}
-PARETO = {torch.float64: 1e-9, torch.float32: 1e-4}
+PARETO = {torch.float64: 1e-9, torch.float32: 3e-5}
 ON_ONE_ONLY = [0, 0, 1, 0, 1, 2, 0, 1]  # of the third data set the first process has nothing
 
 
@@ -63,6 +64,7 @@ def make_cases() -> dict[str, dict[str, Any]]:
 
 
 CASES = make_cases()
+SMOOTH = {"alignment": "least_squares", "data": "mse", "alpha": 0}
 
 
 class Step(NamedTuple):
@@ -76,12 +78,15 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, torch.dty
     found = {}
     for dtype in DTYPES:
         folder = tmp_path_factory.mktemp("steps")
+        # Medians, trimming and absolute values depend on the order of numbers, which rounding to float32 changes.
+        loss = SMOOTH if dtype == torch.float32 else {}
+        cases = {name: case | {"config": case["config"] | {"loss": loss}} for name, case in CASES.items()}
         alone = {
             # One process takes the parts of two at once.
             name: case | {"config": case["config"] | {"accumulate": 1}}
-            for name, case in CASES.items()
+            for name, case in cases.items()
         }
-        running = launch(1, gradients, str(folder), alone, dtype), launch(2, gradients, str(folder), CASES, dtype)
+        running = launch(1, gradients, str(folder), alone, dtype), launch(2, gradients, str(folder), cases, dtype)
         for processes in running:
             finish(processes)
         for name in CASES:
