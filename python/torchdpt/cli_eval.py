@@ -181,9 +181,10 @@ def settings_of(args: argparse.Namespace, model: DPTModel, dataset: Dataset, tot
 
 
 def size_of(protocol: Protocol) -> tuple[int, int]:
-    """(height, width) that the network's input aims at."""
+    """(height, width) that the network's input aims at, of a protocol as `for_model` gives it."""
     if isinstance(protocol, SegmentationProtocol):
         return protocol.base_size, protocol.base_size
+    assert protocol.input_size is not None
     return protocol.input_size
 
 

@@ -172,7 +172,8 @@ def for_model(protocol: Protocol, model: DPTModel, input_size: int | tuple[int, 
             "metric depth (config.metric), or a protocol with prediction='inverse_depth', as zero_shot_midas/*"
         )
     multiple = math.lcm(protocol.multiple_of, model.config.size_multiple)
-    return dataclasses.replace(protocol, multiple_of=multiple, input_size=size or protocol.input_size)
+    aim = size or protocol.input_size or model.processor.size
+    return dataclasses.replace(protocol, multiple_of=multiple, input_size=aim)
 
 
 def _as_size(input_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -237,9 +238,8 @@ def _prepare(model: DPTModel, sample: Sample, protocol: Protocol) -> _Item:
     if protocol.paste == "kb_crop":
         rows, columns = kb_crop(*image.shape[:2])
         image = image[slice(*rows), slice(*columns)]
-    processor = dataclasses.replace(
-        model.processor, size=protocol.input_size, resize=protocol.resize, multiple_of=protocol.multiple_of
-    )
+    aim = protocol.input_size or model.processor.size
+    processor = dataclasses.replace(model.processor, size=aim, resize=protocol.resize, multiple_of=protocol.multiple_of)
     check_network_size(model, *processor.network_size(*image.shape[:2]))
     return _Item(sample, processor(image), truth, mask)
 

@@ -39,7 +39,7 @@ class DepthProtocol:
         headline: The number that is reported: a field of `metrics.DepthResult`, or "delta1_error", which is
             100 (1 - delta1).
         resize: Policy of `ImageProcessor` that makes the network's input.
-        input_size: (height, width) that it aims at.
+        input_size: (height, width) that it aims at; None: that of the model's processor, for which it was trained.
         multiple_of: Its sides are multiples of this.
         prediction: What predictions are: "inverse_depth", of any scale and shift, or "depth" in metres.
         target: What the ground truth is: "depth" or "inverse_depth".
@@ -70,7 +70,7 @@ class DepthProtocol:
     images: int | None = None
     headline: DepthError = "abs_rel"
     resize: Resize = "minimal"
-    input_size: tuple[int, int] = (384, 384)
+    input_size: tuple[int, int] | None = (384, 384)
     multiple_of: int = 32
     prediction: Literal["inverse_depth", "depth"] = "inverse_depth"
     target: Literal["depth", "inverse_depth"] = "depth"
@@ -333,14 +333,14 @@ _NYU_EIGEN = DepthProtocol(
 _ADE20K = SegmentationProtocol(name="ade20k", dataset="ADE20K", num_classes=150, images=2000)
 _PASCAL_CONTEXT = SegmentationProtocol(name="pascal_context", dataset="Pascal Context", num_classes=59, images=5105)
 
-# Where there is no published protocol. The pictures of `data.SceneDataset` are 192 x 256 and go in as they are; in a
-# street one sees farther than 80 m.
-_SCENES = DepthProtocol(name="scenes", dataset="scenes", input_size=(192, 256), max_target=80, cap=80)
+# Where there is no published protocol. In a street of `data.SceneDataset` one sees farther than 80 m.
+_SCENES = DepthProtocol(name="scenes", dataset="scenes", input_size=None, max_target=80, cap=80)
 # One's own folders. The bounds are those of KITTI: set both to what the sensor measures.
-_OWN_DEPTH = DepthProtocol(name="own_depth", dataset="one's own", max_target=80, cap=80)
+_OWN_DEPTH = DepthProtocol(name="own_depth", dataset="one's own", input_size=None, max_target=80, cap=80)
 _OWN_METRIC = DepthProtocol(
     name="own_metric",
     dataset="one's own",
+    input_size=None,
     prediction="depth",
     min_target=1e-3,
     max_target=80,

@@ -162,6 +162,16 @@ def test_kitti_photographs_are_cropped_and_predictions_pasted(metric: DPTModel) 
 # --- sizes, order, what does not count ---
 
 
+def test_protocol_without_a_size_takes_that_of_the_model(model: DPTModel) -> None:
+    data = SceneDataset(2, height=64, width=96)
+    processor, model.processor = model.processor, ImageProcessor((64, 96))
+    result = evaluate_dataset(model, data, protocols.get("own_depth"))
+    wanted = evaluate_dataset(model, data, protocols.get("own_depth", input_size=(64, 96)))
+    model.processor = processor
+    assert result.protocol == wanted.protocol
+    assert result.metrics == wanted.metrics
+
+
 def test_input_size_takes_the_place_of_the_protocols(model: DPTModel, segmentation: DPTModel) -> None:
     data = Samples(sample("a"))
     result = evaluate_dataset(model, data, RELATIVE, input_size=96)
@@ -191,12 +201,12 @@ def test_the_sky_does_not_count(model: DPTModel) -> None:
     assert evaluate_dataset(model, Samples(disparity), RELATIVE).metrics == pytest.approx(results[0].metrics, rel=1e-6)
 
 
-def test_scenes_are_measured_at_their_own_size(model: DPTModel) -> None:
+def test_scenes_are_measured_at_the_size_of_the_model(model: DPTModel) -> None:
     result = evaluate_dataset(model, SceneDataset(3), protocols.get("scenes"))
     assert result.counts["images"] == 3
     assert result.counts["invalid_targets"] == 0
     assert 0 < result.headline < 5
-    assert result.protocol.input_size == (192, 256)
+    assert result.protocol.input_size == model.processor.size
 
 
 def test_limit_takes_the_first_samples_and_each_is_announced(model: DPTModel) -> None:
