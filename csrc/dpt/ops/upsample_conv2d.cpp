@@ -232,7 +232,7 @@ Gradients upsample_conv2d_backward_cpu(const Tensor& grad, const Tensor& x, cons
   });
   return {grad_x.unflatten(1, {n.h, n.w}).permute({0, 3, 1, 2}),
           grad_matrix.view({C, 3, 3, n.K}).permute({3, 0, 1, 2}).contiguous(),
-          grad_rows.sum({0, 1})};
+          grad_rows.flatten(0, 1).sum(0)};
 }
 
 Tensor upsample_conv2d_default(const Tensor& x, const Tensor& weight, const Tensor& bias,
