@@ -80,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     model = torchdpt.DPTModel.from_pretrained(args.model)
     scenes = SceneDataset(args.scenes, first=FIRST_SCENE)
-    found = evaluate_dataset(model, scenes, get("scenes"), input_size=model.processor.size).metrics
+    found = evaluate_dataset(model, scenes, get("scenes")).metrics
     rows: list[dict[str, Any]] = [
         {"data": f"{args.scenes} scenes", "abs_rel": round(found["abs_rel"], 4), "delta1": round(found["delta1"], 4)}
     ]

@@ -11,15 +11,13 @@ what was there before, each measured in a process of its own.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from measure import interleave, record, relative_error
+from measure import interleave, memory_of, record, relative_error
 
 from torchdpt import losses
 
@@ -90,16 +88,9 @@ def peak_mib(name: str, maps: Maps) -> float:
         before = torch.cuda.memory_allocated()
         gradient(CASES[name], maps)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def resident(key: str) -> int:
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if key in line)
-
     gradient(CASES[name], maps)
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what that pass has freed
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    gradient(CASES[name], maps)
-    return (resident("VmHWM") - before) / 1024
+    before, peak = memory_of(lambda: gradient(CASES[name], maps))
+    return peak - before
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -13,7 +13,6 @@ process of its own: all of it, and what the step adds to weights and optimiser.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from measure import interleave, record, relative_error
+from measure import interleave, memory_of, record, relative_error
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DPTForDepthEstimation
@@ -96,18 +95,10 @@ def make_step(case: str, folder: str) -> Callable[[], None]:
 
 def memory(case: str, folder: str) -> dict[str, float]:
     """Of the second step; the first makes the optimiser's state."""
-
-    def resident(key: str) -> int:
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if key in line)
-
     step = make_step(case, folder)
     step()
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what that step has freed
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    step()
-    peak = resident("VmHWM")
-    return {"peak_mib": round(peak / 1024), "step_mib": round((peak - before) / 1024)}
+    before, peak = memory_of(step)
+    return {"peak_mib": round(peak), "step_mib": round(peak - before)}
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 import statistics
@@ -43,6 +44,20 @@ def interleave(
         low, median, high = statistics.quantiles(values, n=4)
         result[name] = {"median_ms": round(median, 3), "quartiles_ms": [round(low, 3), round(high, 3)]}
     return result
+
+
+def memory_of(run: Callable[[], Any]) -> tuple[float, float]:
+    """MiB that this process held before, and at the most while it ran. Run it once before: that loads and compiles."""
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs have freed
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _resident("VmRSS")
+    run()
+    return before, _resident("VmHWM")
+
+
+def _resident(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if key in line)
 
 
 def relative_error(got: torch.Tensor, reference: torch.Tensor) -> float:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from torchdpt.classes import IGNORE_INDEX
 from torchdpt.data import Dataset, Sample
@@ -19,7 +18,7 @@ from torchdpt.image import is_count, is_size
 from torchdpt.multi_scale import check_classes, check_size, predict_scores
 from torchdpt.predict import check_network_size
 from torchdpt.protocols import DepthProtocol, OrdinalProtocol, Protocol, SegmentationProtocol, kb_crop
-from torchdpt.tally import gather
+from torchdpt.tally import gather, rank_and_size
 
 if TYPE_CHECKING:
     from torchdpt.model import DPTModel
@@ -91,7 +90,7 @@ def evaluate_dataset(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise ValueError(f"{dataset.name}: no samples")
-    rank, step = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
+    rank, step = rank_and_size() if shared else (0, 1)
     evaluator = Evaluator(protocol)
     measured: list[int] = []
     failures: list[dict[str, Any]] = []
@@ -238,8 +237,10 @@ def _prepare(model: DPTModel, sample: Sample, protocol: Protocol) -> _Item:
     if protocol.paste == "kb_crop":
         rows, columns = kb_crop(*image.shape[:2])
         image = image[slice(*rows), slice(*columns)]
-    aim = protocol.input_size or model.processor.size
-    processor = dataclasses.replace(model.processor, size=aim, resize=protocol.resize, multiple_of=protocol.multiple_of)
+    assert protocol.input_size is not None  # `for_model`
+    processor = dataclasses.replace(
+        model.processor, size=protocol.input_size, resize=protocol.resize, multiple_of=protocol.multiple_of
+    )
     check_network_size(model, *processor.network_size(*image.shape[:2]))
     return _Item(sample, processor(image), truth, mask)
 

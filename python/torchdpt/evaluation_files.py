@@ -17,10 +17,8 @@ from torchdpt.data import Sample
 from torchdpt.evaluate import EvaluationResult, at_full_size, counting, in_error_space
 from torchdpt.evaluate_model import truth_of
 from torchdpt.image import Array
-from torchdpt.protocols import DepthProtocol, SegmentationProtocol
+from torchdpt.protocols import DepthProtocol, SegmentationProtocol, more_is_better
 
-# Those of which more is better; of all others less is.
-_BETTER_WHEN_LARGER = ("delta1", "delta2", "delta3", "miou", "pixel_accuracy")
 # Relative error with the brightest colour.
 _LARGEST_ERROR = 0.5
 
@@ -42,7 +40,7 @@ def worst(result: EvaluationResult, count: int) -> list[dict[str, Any]]:
     """
     name = "delta1" if result.protocol.headline == "delta1_error" else result.protocol.headline
     rows = [row for row in result.per_image if not math.isnan(row[name])]
-    return sorted(rows, key=lambda row: row[name] if name in _BETTER_WHEN_LARGER else -row[name])[:count]
+    return sorted(rows, key=lambda row: row[name] if more_is_better(name) else -row[name])[:count]
 
 
 # --- pictures ---

@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 
 # What Pillow may open. Others have decoders with a history, or are no photographs (GIF).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif"})
 
 
 def is_count(value: object) -> bool:
@@ -295,10 +296,12 @@ class ImageProcessor:
             method = self.interpolation.removesuffix("_antialiased")
             x = torch.from_numpy(_resize_antialiased(array, height, width, method).astype(np.float64))
         full = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
-        mean = torch.tensor(self.mean, dtype=torch.float64)
-        std = torch.tensor(self.std, dtype=torch.float64)
-        normalised: Tensor = (x - mean * full) / (std * full)
-        return normalised.permute(2, 0, 1).float().contiguous()
+        return self.normalize(x / full).permute(2, 0, 1).float().contiguous()
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1], in the last dimension: the mean taken off, divided by the deviation."""
+        mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (self.mean, self.std))
+        return (images - mean) / std
 
     # --- files ---
 

@@ -96,10 +96,7 @@ def _of_crops(
     tops, lefts = (range(0, max(length - crop, 0) + stride, stride) for length in (height, width))
     # Black, and normalised like the rest of it: the last crops begin at a multiple of the stride, too, and reach over.
     rgb = F.pad(rgb, (0, lefts[-1] + crop - width, 0, tops[-1] + crop - height))
-    mean, std = (
-        torch.tensor(values, device=device)[:, None, None] for values in (model.processor.mean, model.processor.std)
-    )
-    x = (rgb - mean) / std
+    x = model.processor.normalize(rgb.permute(1, 2, 0)).permute(2, 0, 1)
     corners = [(top, left) for top in tops for left in lefts]
     total = torch.zeros(protocol.num_classes, *x.shape[1:], device=device)
     count = torch.zeros(x.shape[1:], device=device)

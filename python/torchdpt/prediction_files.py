@@ -131,12 +131,7 @@ def decode(data: bytes) -> dict[str, Any]:
     """The fields of a Prediction in a file; `kind` and `unit` where the format has them. What it is, its first bytes
     say."""
     if data.startswith(b"Pf"):
-        header = re.match(rb"Pf\s(\d+)\s(\d+)\s(-?)[\d.]+\s", data)
-        if header is None:
-            raise ValueError("damaged PFM header")
-        order = "<f4" if header[3] else ">f4"  # a negative scale: little-endian
-        rows = np.frombuffer(data, order, offset=header.end()).reshape(int(header[2]), int(header[1]))
-        return {"depth": rows[::-1].astype(np.float32)}
+        return {"depth": from_pfm(data).astype(np.float32)}
     if data.startswith(b"\x93NUMPY"):
         return {"depth": np.load(io.BytesIO(data), allow_pickle=False)}
     if data.startswith(b"PK"):
@@ -153,6 +148,20 @@ def decode(data: bytes) -> dict[str, Any]:
             )
         meaning = json.loads(image.info["torchdpt"])
         return _from_label_png(image, meaning) if "names" in meaning else _from_png16(image, meaning)
+
+
+def from_pfm(data: bytes) -> Array:
+    """The map in a PFM file, of whose scale the sign alone counts, float32 [H, W] in the file's byte order."""
+    header = re.match(rb"(P[fF])\s+(\d+)\s+(\d+)\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s", data)
+    if header is None:
+        raise ValueError("not a PFM file, or its header is damaged")
+    if header[1] == b"PF":
+        raise ValueError("a PFM file of three channels, wanted one")
+    width, height, start = int(header[2]), int(header[3]), header.end()
+    if len(data) - start != 4 * width * height:
+        raise ValueError(f"{width} x {height} pixels are {4 * width * height} bytes, and there are {len(data) - start}")
+    order = "<f4" if header[4].startswith(b"-") else ">f4"  # a negative scale: little-endian
+    return np.frombuffer(data, order, offset=start).reshape(height, width)[::-1]  # the bottom row comes first
 
 
 def _from_npz(file: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ __all__ = [
     "SegmentationProtocol",
     "get",
     "kb_crop",
+    "more_is_better",
+    "single_scale",
     "to_json",
 ]
 
@@ -280,6 +282,27 @@ def to_json(protocol: Protocol) -> dict[str, Any]:
     return {"kind": type(protocol).__name__, **dataclasses.asdict(protocol)}
 
 
+def more_is_better(metric: str) -> bool:
+    """Whether of a metric (a headline, say) more is better; of all others, which are errors, less is."""
+    return metric in ("delta1", "delta2", "delta3", "miou", "pixel_accuracy")
+
+
+def single_scale(protocol: SegmentationProtocol) -> SegmentationProtocol:
+    """The protocol with the whole photograph looked at once, as isl-org/DPT run_segmentation.py does."""
+    return dataclasses.replace(
+        protocol,
+        name=f"{protocol.name}/single_scale",
+        scales=(1.0,),
+        base_size=480,
+        resize="minimal",
+        crop_size=None,
+        stride=None,
+        flip=False,
+        score="logits",
+        upsample="bicubic",
+    )
+
+
 # --- the protocols ---
 
 # MiDaS (Ranftl et al. 2020), Sec. 6, and the authors' scripts for NYU and KITTI. Ground truth beyond the cap is left
@@ -350,22 +373,6 @@ _OWN_METRIC = DepthProtocol(
 )
 
 
-def _single_scale(protocol: SegmentationProtocol) -> SegmentationProtocol:
-    """isl-org/DPT run_segmentation.py."""
-    return dataclasses.replace(
-        protocol,
-        name=f"{protocol.name}/single_scale",
-        scales=(1.0,),
-        base_size=480,
-        resize="minimal",
-        crop_size=None,
-        stride=None,
-        flip=False,
-        score="logits",
-        upsample="bicubic",
-    )
-
-
 def _ablation(name: str, dataset: str, target: Literal["depth", "inverse_depth"]) -> DepthProtocol:
     """Relative absolute deviation after alignment, Tables 6 to 8; in which space is not known."""
     return DepthProtocol(name=f"ablation/{name}", dataset=dataset, target=target, error_space="inverse_depth")
@@ -378,9 +385,9 @@ _ALL: tuple[Protocol, ...] = (
     _NYU_EIGEN,
     _DIW,
     _ADE20K,
-    _single_scale(_ADE20K),
+    single_scale(_ADE20K),
     _PASCAL_CONTEXT,
-    _single_scale(_PASCAL_CONTEXT),
+    single_scale(_PASCAL_CONTEXT),
     _ablation("hrwsi", "HRWSI", "inverse_depth"),
     _ablation("blendedmvs", "BlendedMVS", "depth"),
     _ablation("redweb", "ReDWeb", "inverse_depth"),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchdpt.files import write_atomically
+from torchdpt.image import IMAGE_ENDINGS
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 MANIFEST = ".torchdpt.json"
 
 
@@ -51,7 +51,7 @@ def find_photographs(inputs: list[str], out: Path) -> list[Photograph]:
         if path.is_dir():
             folder = path
             files = sorted(file for file in path.rglob("*") if _is_image(file, path))
-            nothing = f"no images in this folder (wanted files ending in {', '.join(sorted(ENDINGS))})"
+            nothing = f"no images in this folder (wanted files ending in {', '.join(sorted(IMAGE_ENDINGS))})"
         elif not path.exists() and glob.has_magic(text):
             folder = Path(*_fixed_part(path))
             files = sorted(Path(match) for match in glob.glob(text, recursive=True) if os.path.isfile(match))
@@ -73,7 +73,7 @@ def find_photographs(inputs: list[str], out: Path) -> list[Photograph]:
 
 def _is_image(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in ENDINGS and not hidden and file.is_file()
+    return file.suffix.lower() in IMAGE_ENDINGS and not hidden and file.is_file()
 
 
 def _fixed_part(pattern: Path) -> list[str]:

@@ -57,6 +57,12 @@ class Tally:
         return together
 
 
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    there = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+
+
 def gather(value: Value, process_group: dist.ProcessGroup | None) -> list[Value]:
     """What each process has, in order of rank; of the default group, if there is one, or of this process alone."""
     if process_group is None and not (dist.is_available() and dist.is_initialized()):

@@ -45,7 +45,7 @@ def test_a_folder_of_that_name_is_another_model(tmp_path: Path, monkeypatch: pyt
 
 def test_depth_of_scenes_that_it_has_not_seen(demo: torchdpt.DPTModel) -> None:
     scenes = data.SceneDataset(256, first=bench_accuracy.FIRST_SCENE)  # as recorded
-    found = evaluate_dataset(demo, scenes, protocols.get("scenes"), input_size=demo.processor.size)
+    found = evaluate_dataset(demo, scenes, protocols.get("scenes"))
     assert found.metrics["abs_rel"] < 0.15
 
 

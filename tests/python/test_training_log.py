@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from torchdpt.tally import rank_and_size
 from torchdpt.training import log
-from torchdpt.training.distributed import device_of, processes, rank_and_size
+from torchdpt.training.distributed import device_of, processes
 from torchdpt.training.log import Pace, RunLog, progress_bar
 
 

@@ -46,13 +46,11 @@ class Batch:
 
     def __getitem__(self, part: slice) -> Batch:
         """Some of the samples; all of the errors."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Batch(**{name: value if name == "errors" else value[part] for name, value in values.items()})
+        return Batch(**{name: value if name == "errors" else value[part] for name, value in vars(self).items()})
 
     def to(self, device: torch.device) -> Batch:
         """On another device; copies from pinned memory do not wait."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         return dataclasses.replace(self, **moved)
 

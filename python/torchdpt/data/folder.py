@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from torchdpt.classes import ADE20K, PASCAL_CONTEXT, Classes
-from torchdpt.data.maps import IMAGE_ENDINGS
 from torchdpt.data.paired import DepthFiles, FileDataset, LabelFiles, find, listed, pair
+from torchdpt.image import IMAGE_ENDINGS
 
 SETTINGS = "dataset.yaml"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 
 from torchdpt.image import load_image
+from torchdpt.prediction_files import from_pfm
 
 Array = np.ndarray[Any, Any]
-
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif"})
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -126,19 +124,6 @@ def _npy(data: bytes) -> Array:
     return array
 
 
-def _pfm(data: bytes) -> Array:
-    header = re.match(rb"(P[fF])\s+(\d+)\s+(\d+)\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s", data)
-    if header is None:
-        raise ValueError("not a PFM file, or its header is damaged")
-    if header[1] == b"PF":
-        raise ValueError("a PFM file of three channels, wanted one")
-    width, height, start = int(header[2]), int(header[3]), header.end()
-    if len(data) - start != 4 * width * height:
-        raise ValueError(f"{width} x {height} pixels are {4 * width * height} bytes, and there are {len(data) - start}")
-    order = "<f4" if header[4].startswith(b"-") else ">f4"  # a negative scale: little-endian
-    return np.frombuffer(data, order, offset=start).reshape(height, width)[::-1]  # the bottom row comes first
-
-
 def _sintel(data: bytes) -> Array:
     # The MPI Sintel depth format: a tag (202021.25 as float32), width, height, rows from the top; all little-endian.
     if data[:4] != b"PIEH" or len(data) < 12:
@@ -176,7 +161,7 @@ _READERS = {
     ".tif": _picture,
     ".tiff": _picture,
     ".npy": _npy,
-    ".pfm": _pfm,
+    ".pfm": from_pfm,
     ".dpt": _sintel,
 }
 _KEYED = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5}

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from torchdpt.classes import ADE20K
-from torchdpt.data.maps import IMAGE_ENDINGS, Array, h5py
+from torchdpt.data.maps import Array, h5py
 from torchdpt.data.paired import DepthFiles, FileDataset, Files, LabelFiles, Pairing, find, listed, pair, read_list
 from torchdpt.data.sample import Sample
+from torchdpt.image import IMAGE_ENDINGS
 
 PathLike = str | os.PathLike[str]
 

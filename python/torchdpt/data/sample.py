@@ -102,5 +102,26 @@ class Dataset(Protocol):
         """
 
 
+class Part:
+    """Some samples of a data set, evenly spaced from the first to the last.
+
+    Args:
+        dataset: Which.
+        count: How many; all, if it has fewer.
+    """
+
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        self.name = dataset.name
+        self._dataset = dataset
+        places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=torch.float64)
+        self._numbers: list[int] = places.round().long().tolist()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self._dataset[self._numbers[index]]
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"

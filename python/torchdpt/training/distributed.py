@@ -43,8 +43,3 @@ def processes(device: str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def rank_and_size() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchdpt import checkpoint, losses
 from torchdpt.classes import Classes
 from torchdpt.data import Dataset
+from torchdpt.data.sample import Part
 from torchdpt.image import ImageProcessor
 from torchdpt.model import DPTModel
 from torchdpt.training.config import TrainConfig, changed
@@ -54,9 +55,7 @@ def make_processor(config: TrainConfig, model: DPTModel) -> ImageProcessor:
 
 def network_input(images: Tensor, processor: ImageProcessor) -> Tensor:
     """uint8 [B, H, W, 3] to what the network takes: float32 [B, 3, H, W], channels last in memory."""
-    mean = torch.tensor(processor.mean, device=images.device)
-    std = torch.tensor(processor.std, device=images.device)
-    return ((images / 255 - mean) / std).permute(0, 3, 1, 2)
+    return processor.normalize(images / 255).permute(0, 3, 1, 2)
 
 
 def _with_other_heads(model: DPTModel, fields: dict[str, object], device: torch.device) -> DPTModel:
@@ -88,9 +87,8 @@ def _in_metres(model: DPTModel, config: TrainConfig, datasets: Sequence[Dataset]
     model.processor = make_processor(config, model)
     found: list[Tensor] = []
     for dataset in datasets:
-        count = min(len(dataset), max(1, config.model.fit_metric_images // len(datasets)))
-        for i in torch.linspace(0, len(dataset) - 1, count).round().long().tolist():
-            sample = dataset[i]
+        part = Part(dataset, max(1, config.model.fit_metric_images // len(datasets)))
+        for sample in map(part.__getitem__, range(len(part))):
             if sample.unit != "metre" or sample.target is None:
                 raise ValueError(f"{sample}: model.fit_metric wants depth in metres, and this has none")
             prediction = torch.from_numpy(model.predict(sample.image.numpy()).depth)[None]

@@ -26,9 +26,10 @@ from torchdpt.data.mixing import random_numbers
 from torchdpt.files import write_atomically
 from torchdpt.image import ImageProcessor
 from torchdpt.model import DPTModel
+from torchdpt.tally import gather, rank_and_size
 from torchdpt.training import checkpoints
 from torchdpt.training.config import TrainConfig
-from torchdpt.training.distributed import device_of, processes, rank_and_size
+from torchdpt.training.distributed import device_of, processes
 from torchdpt.training.log import Pace, RunLog, progress_bar
 from torchdpt.training.objective import Objective, Terms
 from torchdpt.training.optimizer import learning_rate_factor, make_optimizer
@@ -132,13 +133,11 @@ class Trainer:
         self.step = 0
         self.bad_steps = 0
         self.data_weights = torch.tensor(self.mixture.weights)  # of the data sets' gradients, for Pareto mixing
-        self.averaged: DPTModel | None = None
+        self.averaged = None if config.ema is None else copy.deepcopy(self.model).requires_grad_(False)
         self.best: float | None = None
         self.headlines: dict[str, float] = {}
         if found is not None:
             self.restore(found)
-        elif config.ema is not None:
-            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
 
         self.model.train()
         self.validations = [Validation(data, self.model.config) for data in config.validation]
@@ -225,7 +224,7 @@ class Trainer:
         seed = random_numbers(self.config.seed, self.step, 2**32 + self.rank).integers(2**63)
         torch.manual_seed(int(seed))  # of dropout
 
-        parts = self._parts(batch.to(self.device), counts)
+        parts = self._parts(batch.to(self.device))
         if self.config.mixing.method == "pareto" and self.step % self.config.mixing.every == 0:
             self._weigh_data_sets(parts, totals)
         factors = self._factors(batch.datasets, totals)
@@ -259,7 +258,6 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Measure on the validation data sets; the model that is best on the first one is saved in `best/`."""
-        before = dict(self.headlines)
         for validation in self.validations:
             result = validation.run(self.result_model)
             self.headlines[validation.name] = result.headline
@@ -271,7 +269,7 @@ class Trainer:
                     self.log.picture(validation.name, self.step, rows)
             _log.info("step %d, %s: %s %.4f", self.step, validation.name, result.protocol.headline, result.headline)
         self.model.train()
-        if self.validations and self.headlines != before:
+        if self.validations:
             first = self.validations[0]
             headline = self.headlines[first.name]
             if math.isfinite(headline) and (self.best is None or first.is_better(headline, self.best)):
@@ -282,7 +280,7 @@ class Trainer:
 
     # --- the parts of a step ---
 
-    def _parts(self, batch: Batch, counts: Tensor) -> list[tuple[Batch, slice]]:
+    def _parts(self, batch: Batch) -> list[tuple[Batch, slice]]:
         size = math.ceil(len(batch) / self.config.accumulate)
         rows = [slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
         return [(batch[part], part) for part in rows]
@@ -347,10 +345,7 @@ class Trainer:
 
     def _count_bad_step(self, batch: Batch, not_finite: list[str], *, empty: bool) -> None:
         self.bad_steps += 1
-        gathered: list[list[str]] = [batch.names if empty else not_finite]
-        if self.world_size > 1:
-            gathered *= self.world_size
-            dist.all_gather_object(gathered, batch.names if empty else not_finite)
+        gathered = gather(batch.names if empty else not_finite, None)
         names = [name for names in gathered for name in names] or ["the gradient alone; the losses are finite"]
         what = "no usable target" if empty else "not finite"
         _log.warning("step %d skipped, %s: %s", self.step, what, ", ".join(names))
@@ -401,8 +396,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> Self:
         """Take over a state."""
         self.model.load_state_dict(state["model"])
-        if self.config.ema is not None:
-            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"] or state["model"])
         if state["config"]["optimizer"]["name"] == self.config.optimizer.name:
             names = {parameter: name for name, parameter in self.model.named_parameters()}

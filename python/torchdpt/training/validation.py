@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from torchdpt import protocols
 from torchdpt.config import DPTConfig
-from torchdpt.data import Dataset, Sample, open_dataset
+from torchdpt.data import open_dataset
+from torchdpt.data.sample import Part
 from torchdpt.evaluate import EvaluationResult
 from torchdpt.evaluate_model import evaluate_dataset
 from torchdpt.model import DPTModel
@@ -15,9 +15,6 @@ from torchdpt.prediction import Prediction
 from torchdpt.protocols import DepthProtocol, Protocol, SegmentationProtocol
 from torchdpt.training.config import DataConfig
 from torchdpt.training.log import Picture
-
-# Headline numbers of which more is better.
-_MORE_IS_BETTER = ("delta1", "delta2", "delta3", "miou", "pixel_accuracy")
 
 
 class Validation:
@@ -34,21 +31,19 @@ class Validation:
 
     def __init__(self, config: DataConfig, network: DPTConfig) -> None:
         dataset = open_dataset(config.type, **config.options)
-        self.dataset = _Part(dataset, config.images or len(dataset))
+        self.dataset = Part(dataset, config.images or len(dataset))
         self.name = dataset.name
         self.protocol = protocols.get(config.protocol) if config.protocol else _default(self.name, network)
-        self._own_size = config.protocol is None
+        self._own_side = config.protocol is None and isinstance(self.protocol, SegmentationProtocol)
 
     def run(self, model: DPTModel) -> EvaluationResult:
         """Measure; all processes get the same result."""
-        size = model.processor.size if self._own_size else None
-        if size is not None and isinstance(self.protocol, SegmentationProtocol):
-            return evaluate_dataset(model, self.dataset, self.protocol, input_size=min(size), shared=True)
+        size = min(model.processor.size) if self._own_side else None
         return evaluate_dataset(model, self.dataset, self.protocol, input_size=size, shared=True)
 
     def is_better(self, one: float, other: float) -> bool:
         """Whether one headline number is better than another."""
-        return one > other if self.protocol.headline in _MORE_IS_BETTER else one < other
+        return one > other if protocols.more_is_better(self.protocol.headline) else one < other
 
     def pictures(self, model: DPTModel, count: int) -> list[list[Picture]]:
         """For the first samples a row each: the photograph, what is true and what is predicted, side by side."""
@@ -67,40 +62,18 @@ class Validation:
         return rows
 
 
-class _Part:
-    """Some samples of a data set, evenly spaced."""
-
-    def __init__(self, dataset: Dataset, count: int) -> None:
-        self.name = dataset.name
-        self._dataset = dataset
-        places = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
-        self._numbers: list[int] = places.round().astype(int).tolist()
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return self._dataset[self._numbers[index]]
-
-
 def _default(dataset: str, network: DPTConfig) -> Protocol:
     if not network.depth_head:
-        return SegmentationProtocol(
-            name="validation",
-            dataset=dataset,
-            num_classes=network.num_classes,
-            scales=(1.0,),
-            resize="minimal",
-            crop_size=None,
-            stride=None,
-            flip=False,
-            score="logits",
-            upsample="bicubic",
-            absent="skip",
+        return protocols.single_scale(
+            SegmentationProtocol(name="validation", dataset=dataset, num_classes=network.num_classes, absent="skip")
         )
     if network.metric:
-        return DepthProtocol(name="validation", dataset=dataset, prediction="depth", alignment=None, min_depth=1e-3)
-    return DepthProtocol(name="validation", dataset=dataset, target="inverse_depth", error_space="inverse_depth")
+        return DepthProtocol(
+            name="validation", dataset=dataset, input_size=None, prediction="depth", alignment=None, min_depth=1e-3
+        )
+    return DepthProtocol(
+        name="validation", dataset=dataset, input_size=None, target="inverse_depth", error_space="inverse_depth"
+    )
 
 
 def _as_relative(prediction: Prediction) -> Prediction:
