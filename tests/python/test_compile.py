@@ -154,7 +154,6 @@ def test_running_statistics_are_updated_as_in_eager():
 # --- Inductor ---
 
 
-@pytest.mark.slow
 def test_inductor_trains_as_eager():
     # ATen's gradient of bilinear interpolation comes out as zero here: see dpt/ops/resize.h.
     model = make_model(dtype=torch.float32)
@@ -163,7 +162,6 @@ def test_inductor_trains_as_eager():
     assert_equal_to_eager(compiled, model, torch.rand(4, 3, 64, 96), tolerance=1e-4)
 
 
-@pytest.mark.slow
 def test_inductor_infers_at_dynamic_sizes():
     model = make_model(dtype=torch.float32).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
@@ -174,7 +172,6 @@ def test_inductor_infers_at_dynamic_sizes():
             torch.testing.assert_close(compiled(images).depth, model(images).depth, rtol=1e-5, atol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True, raises=Exception, reason="a TypeError of sympy in Inductor of torch 2.13: README names it"
 )
@@ -184,7 +181,6 @@ def test_inductor_trains_at_dynamic_sizes():
     assert_equal_to_eager(compiled, model, torch.rand(2, 3, 64, 96), tolerance=1e-4)
 
 
-@pytest.mark.slow
 def test_inductor_trains_at_one_size_after_the_other():
     model = make_model(dtype=torch.float32)
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
@@ -235,7 +231,6 @@ def test_opcheck(name, training):
     torch.library.opcheck(operator.default, args, test_utils=STATIC)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["encode", "reassemble", "fuse", "attention"])
 def test_opcheck_with_all_sizes_dynamic(name):
     model = make_model(BATCH_NORM)

@@ -71,7 +71,6 @@ def test_compiled_network_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert_compiled_equals_eager(tmp_path)
 
 
-@pytest.mark.slow
 def test_network_compiled_by_inductor_trains(tmp_path: Path) -> None:
     assert_compiled_equals_eager(tmp_path)
 
