@@ -143,6 +143,15 @@ def test_two_damaged_checkpoints_are_passed_over(tmp_path: Path, caplog: pytest.
     assert len(caplog.records) == 2
 
 
+def test_damaged_checkpoints_alone_are_no_beginning(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    for path in tmp_path.glob("*/state.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"step_00000001: damaged \(.* 0 bytes.*\), and so is each .* to begin anew"):
+        checkpoints.newest(tmp_path)
+    assert names(tmp_path) == ["step_00000001", "step_00000002"]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "step_00000001", tmp_path / ".dpt-0123.tmp")

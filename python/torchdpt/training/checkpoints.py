@@ -61,14 +61,24 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The state in the newest checkpoint that is whole; None if there is none. Those that are damaged are reported."""
+    """The state in the newest checkpoint that is whole; None if there is no checkpoint. Damaged ones are reported.
+
+    Raises:
+        ValueError: if there are checkpoints, and all are damaged: a run that began anew would take their place.
+    """
     for temporary in folder.glob(".dpt-*.tmp"):  # of a process that was killed
         shutil.rmtree(temporary, ignore_errors=True)
-    for step in reversed(_steps(folder)):
+    steps = _steps(folder)
+    for step in reversed(steps):
         path = folder / f"step_{step:08d}"
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            if step == steps[0]:
+                raise ValueError(
+                    f"{path}: damaged ({error}), and so is each checkpoint after it; to begin anew set another out=, "
+                    f"or remove {folder}"
+                ) from error
             _log.warning("%s: damaged, so the one before it is taken (%s)", path, error)
     return None
 
