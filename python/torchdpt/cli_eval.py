@@ -101,10 +101,7 @@ def open_data(text: str) -> Dataset:
     fields = read_fields(options, "--data") | ({"path": path} if path else {})
     if kind == "scenes":
         fields = _HELD_OUT | fields
-    try:
-        return open_dataset(kind, **fields)
-    except TypeError as error:  # an option of another type
-        raise ValueError(f"--data {text}: {error}") from error
+    return open_dataset(kind, **fields)
 
 
 # --- the command ---

@@ -311,8 +311,14 @@ def test_every_data_set_opens_by_its_type(labeled: tuple[Path, np.ndarray, np.nd
         ("zzz", {}, r"there is no data set of type 'zzz'; wanted folder, scenes"),
         ("ade20k", {"path": "a", "splitt": "training"}, r"ade20k: there is no option 'splitt'; did you mean 'split'\?"),
         ("kitti", {"path": "a"}, r"kitti: the option 'files' is missing"),
+        ("folder", {"path": None}, r"folder: the option 'path' must be str \| os.PathLike\[str\], got None"),
+        ("folder", {"path": "a", "split": 2024}, r"folder: the option 'split' must be str \| None, got 2024"),
+        ("folder", {"path": "a", "skip_incomplete": "no"}, "the option 'skip_incomplete' must be bool, got 'no'"),
+        ("hrwsi", {"path": "a", "split": "vall"}, r"the option 'split' must be Literal\['train', 'val'\], got 'vall'"),
+        ("scenes", {"length": 2.5}, "scenes: the option 'length' must be int, got 2.5"),
+        ("scenes", {"length": True}, "scenes: the option 'length' must be int, got True"),
     ],
 )
-def test_mistakes_of_type_and_options(type: str, options: dict[str, str], message: str) -> None:
+def test_mistakes_of_type_and_options(type: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_dataset(type, **options)

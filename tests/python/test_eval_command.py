@@ -187,7 +187,7 @@ def test_a_record_is_not_overwritten(checkpoint: str, tmp_path: Path, capsys: py
         ({"protocol": "diw"}, "diw is of the order of points"),
         ({"data": "scenes:length=0"}, "length, height and width must be positive"),
         ({"data": "scenes:lenght=3"}, "scenes: there is no option 'lenght'"),
-        ({"data": "scenes:length=few"}, "--data scenes:length=few: '<' not supported between"),
+        ({"data": "scenes:length=few"}, "scenes: the option 'length' must be int, got 'few'"),
         ({"data": "scens:"}, "there is no data set of type 'scens'"),
         ({"data": "nowhere/at/all"}, "there is no folder nowhere/at/all"),
     ],

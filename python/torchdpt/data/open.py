@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torchdpt.data.folder import FolderDataset, nearest
 from torchdpt.data.published import (
@@ -42,7 +43,8 @@ def open_dataset(type: str, /, **options: Any) -> Dataset:
         **options: Arguments of its class, all by name.
 
     Raises:
-        ValueError: if there is no such type, or an option is unknown or missing; or what the class raises.
+        ValueError: if there is no such type, or an option is unknown, missing or of another type than the class says;
+            or what the class raises.
     """
     if type not in DATASETS:
         raise ValueError(
@@ -57,5 +59,23 @@ def open_dataset(type: str, /, **options: Any) -> Dataset:
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise ValueError(f"{type}: the option {name!r} is missing")
+    hints = get_type_hints(DATASETS[type].__init__)
+    for name, value in options.items():
+        if name in hints and not _is_of(value, hints[name]):
+            wanted = str(hints[name]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+            raise ValueError(f"{type}: the option {name!r} must be {wanted}, got {value!r}")
     dataset: Dataset = DATASETS[type](**options)
     return dataset
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, as far as a union of classes and literals goes."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    kind = origin or hint
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)
