@@ -386,7 +386,7 @@ def test_unreadable_sample_is_reported_and_blank(six: list[Batch], error: Except
     dataset, index = six[0].names[place].split("/")
     (batch,) = read(range(1), workers, **{dataset: {int(index): error}})
     assert batch.errors == [f"{dataset}, sample {index}: {error}"]
-    assert batch.names[place] == f"{dataset}/unreadable"
+    assert batch.names[place] == f"{dataset}/sample {index} (unreadable)"
     assert not batch.images[place].any()
     assert not batch.mask[place].any()
     assert not batch.inverse_depth[place].any()

@@ -108,7 +108,9 @@ class _Batches:
             raise ValueError(f"no sample of the batch could be read: {'; '.join(errors)}")
         filled = [
             Sample(
-                image=torch.zeros(size, dtype=torch.uint8), dataset=self.datasets[draw.dataset].name, id="unreadable"
+                image=torch.zeros(size, dtype=torch.uint8),
+                dataset=self.datasets[draw.dataset].name,
+                id=f"sample {draw.sample} (unreadable)",
             )
             if sample is None
             else sample
