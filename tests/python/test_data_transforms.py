@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from torchdpt import ImageProcessor
 from torchdpt.classes import IGNORE_INDEX
@@ -406,6 +407,15 @@ def test_batch_of_unreadable_samples_is_blank_where_the_crop_says_its_size() -> 
     mixture = Mixture([30], batch_size=2)
     with pytest.raises(ValueError, match=r"no sample of the batch could be read: a, sample .*: gone; a, sample"):
         next(batches([Placed("a", broken)], mixture, Augmentation(resize="none", crop=None), range(1)))
+
+
+def test_batches_are_pinned(monkeypatch: pytest.MonkeyPatch, six: list[Batch]) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor + 1)  # without a GPU there is no other
+    pinned = pin_memory(six[0])
+    assert isinstance(pinned, Batch)
+    assert torch.equal(pinned.images, six[0].images + 1)
+    assert torch.equal(pinned.labels, six[0].labels + 1)
+    assert pinned.names == six[0].names
 
 
 def test_images_of_several_sizes_are_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """On another device; copies from pinned memory do not wait."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """In memory from which a GPU copies; DataLoader asks for it."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return dataclasses.replace(self, **moved)
+        changed = {name: change(tensor) for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **changed)
 
 
 def stack(samples: Sequence[Sample], datasets: Sequence[int], errors: Sequence[str] = ()) -> Batch:
