@@ -409,6 +409,15 @@ def test_batch_of_unreadable_samples_is_blank_where_the_crop_says_its_size() -> 
         next(batches([Placed("a", broken)], mixture, Augmentation(resize="none", crop=None), range(1)))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [ValueError, ImportError])
+def test_what_ends_a_run_is_said_without_the_traceback_of_a_worker(workers: int, error: type[Exception]) -> None:
+    broken: dict[int, Exception] = dict.fromkeys(range(30), error("gone"))
+    whole = Augmentation(resize="none", crop=None)
+    with pytest.raises(error, match=r"^(no sample of the batch could be read: .*: )?gone$"):
+        next(batches([Placed("a", broken)], Mixture([30], batch_size=1), whole, range(1), workers=workers))
+
+
 def test_batches_are_pinned(monkeypatch: pytest.MonkeyPatch, six: list[Batch]) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor + 1)  # without a GPU there is no other
     pinned = pin_memory(six[0])

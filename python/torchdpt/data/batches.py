@@ -89,14 +89,21 @@ def stack(samples: Sequence[Sample], datasets: Sequence[int], errors: Sequence[s
 
 
 class _Batches:
-    """A data set, as DataLoader sees it, whose items are whole batches."""
+    """A data set, as DataLoader sees it, whose items are whole batches, or the error that ends the run: raised in a
+    worker it would bring its traceback along."""
 
     def __init__(self, datasets: Sequence[Dataset], mixture: Mixture, augmentation: Augmentation) -> None:
         self.datasets = datasets
         self.mixture = mixture
         self.augmentation = augmentation
 
-    def __getitem__(self, draws: list[Draw]) -> Batch:
+    def __getitem__(self, draws: list[Draw]) -> Batch | Exception:
+        try:
+            return self._read(draws)
+        except (ValueError, ImportError) as error:
+            return error
+
+    def _read(self, draws: list[Draw]) -> Batch:
         samples: list[Sample | None] = []
         errors = []
         for draw in draws:
@@ -167,8 +174,9 @@ def batches(
 
     Raises:
         ValueError: if the samples of a batch are not of one size, or none of them could be read.
+        ImportError: if files need a package that is not there.
     """
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch | Exception] = DataLoader(
         _Batches(datasets, mixture, augmentation),  # type: ignore[arg-type]
         sampler=_Steps(mixture, steps, rank, world_size),
         batch_size=None,
@@ -176,7 +184,13 @@ def batches(
         worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
     )
-    return iter(loader)
+    return map(_raised, iter(loader))
+
+
+def _raised(item: Batch | Exception) -> Batch:
+    if isinstance(item, Exception):
+        raise item
+    return item
 
 
 def _ignore_signals(_: int) -> None:
