@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -416,6 +417,16 @@ def test_what_ends_a_run_is_said_without_the_traceback_of_a_worker(workers: int,
     whole = Augmentation(resize="none", crop=None)
     with pytest.raises(error, match=r"^(no sample of the batch could be read: .*: )?gone$"):
         next(batches([Placed("a", broken)], Mixture([30], batch_size=1), whole, range(1), workers=workers))
+
+
+def test_closing_ends_the_workers_whoever_still_holds_the_batches() -> None:
+    before = set(multiprocessing.active_children())
+    stream = batches([Placed("a")], Mixture([30], batch_size=2), AUGMENTATION, range(100), workers=2)
+    held = stream, next(stream)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    stream.close()
+    assert set(multiprocessing.active_children()) == before
+    assert len(held[1]) == 2
 
 
 def test_batches_are_pinned(monkeypatch: pytest.MonkeyPatch, six: list[Batch]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -159,8 +159,8 @@ def batches(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """The batches of these steps.
+) -> Generator[Batch, None, None]:
+    """The batches of these steps. Who may not take all closes it (`contextlib.closing`): that ends the workers.
 
     Args:
         datasets: Those of which the mixture draws.
@@ -184,13 +184,18 @@ def batches(
         worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
     )
-    return map(_raised, iter(loader))
+    return _each(iter(loader))
 
 
-def _raised(item: Batch | Exception) -> Batch:
-    if isinstance(item, Exception):
-        raise item
-    return item
+def _each(items: Any) -> Generator[Batch, None, None]:
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        if hasattr(items, "_shutdown_workers"):  # they ignore the signal by which Python ends those that are left
+            items._shutdown_workers()
 
 
 def _ignore_signals(_: int) -> None:
