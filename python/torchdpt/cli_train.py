@@ -26,6 +26,13 @@ def train(args: argparse.Namespace) -> int:
         result = fit(config, allow_changes=args.allow_changes, progress=first and sys.stderr.isatty())
     except FloatingPointError as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a process that reads data ended ({str(error).splitlines()[0]}), for want of memory, it may be: workers=0 "
+            "reads without; the same command goes on from the last checkpoint"
+        ) from error
     finally:
         log.handlers.clear()
     if first and result.finished:
