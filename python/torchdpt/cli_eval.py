@@ -132,12 +132,11 @@ def evaluate(args: argparse.Namespace) -> int:
                 evaluate_dataset(model, dataset, each, limit=args.limit, batch_size=args.batch_size, on_sample=count)
             )
     record = {**settings_of(args, model, dataset, total), "runs": [run.to_json() for run in runs]}
-    if out is not None:
-        write(out, args, model, dataset, runs, record)
-    if args.json:
-        print(json.dumps(record, indent=2))
-    else:
-        print(table(runs))
+    try:
+        if out is not None:
+            write(out, args, model, dataset, runs, record)
+    finally:  # what took hours is not lost where a disk is full
+        print(json.dumps(record, indent=2) if args.json else table(runs))
     failures = {failure["index"]: failure["error"] for run in runs for failure in run.failures}
     if failures and not args.json:
         say(f"{len(failures)} of {total} samples failed:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -166,6 +167,19 @@ def test_a_record_is_not_overwritten(checkpoint: str, tmp_path: Path, capsys: py
     assert run(checkpoint, "--out", str(tmp_path)) == 2
     assert "results.json is there already; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_numbers_are_printed_though_the_disk_is_full(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli_eval, "write_atomically", full)
+    assert run(checkpoint, "--out", str(tmp_path / "out")) == 2
+    captured = capsys.readouterr()
+    assert "abs_rel *" in captured.out
+    assert "No space left on device" in captured.err
 
 
 # --- what it refuses ---
