@@ -157,6 +157,15 @@ def test_metric_disparity_and_its_sky(tmp_path: Path) -> None:
     assert sample.depth().tolist() == [[0, 10, 2, math.inf]]
 
 
+def test_depth_whose_sky_is_0(tmp_path: Path) -> None:
+    write_settings(tmp_path, "depth: {scale: 1/1000, invalid: [65535], sky: 0}")
+    write_image(tmp_path / "images/a.png", 1, 3)
+    write_png(tmp_path / "depth/a.png", [[0, 2000, 65535]], np.uint16)
+    target, mask, _ = depth_of(tmp_path)
+    assert target == [[math.inf, 2, 0]]
+    assert mask == [[True, True, False]]
+
+
 def test_infinity_can_be_sky(tmp_path: Path) -> None:
     write_settings(tmp_path, "depth: {sky: .inf}")
     write_image(tmp_path / "images/a.png", 1, 3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from torchdpt.data import Draw, Mixture
+from torchdpt.data.mixing import random_numbers
 
 
 def pairs(mixture: Mixture, steps: int) -> list[tuple[int, int]]:
@@ -85,11 +86,12 @@ def test_each_epoch_of_one_data_set_is_an_order_of_its_own(length: int, batch_si
 def test_augmentation_has_random_numbers_of_its_own_for_each_draw() -> None:
     mixture = Mixture([4, 4], batch_size=4, seed=7)
     draws = [draw for step in range(3) for draw in mixture.draws(step)]
-    numbers = [tuple(mixture.augmentation(draw).random(4)) for draw in draws]
-    assert len({x for of_draw in numbers for x in of_draw}) == 4 * len(draws)
-    assert numbers == [tuple(mixture.augmentation(draw).random(4)) for draw in draws]
+    numbers = [tuple(mixture.augmentation(draw).random(40)) for draw in draws]
+    of_steps = {x for step in range(3) for x in random_numbers(7, step).random(40)}  # which decide the draws
+    assert len({x for of_draw in numbers for x in of_draw} | of_steps) == 40 * (len(draws) + 3)
+    assert numbers == [tuple(mixture.augmentation(draw).random(40)) for draw in draws]
     other = Mixture([4, 4], batch_size=4, seed=8)
-    assert tuple(other.augmentation(draws[0]).random(4)) != numbers[0]
+    assert tuple(other.augmentation(draws[0]).random(40)) != numbers[0]
     # The place in the batch decides, not the sample: a sample drawn twice is augmented twice.
     assert tuple(mixture.augmentation(Draw(0, 1, 0, 0)).random(4)) != tuple(
         mixture.augmentation(Draw(0, 0, 0, 0)).random(4)

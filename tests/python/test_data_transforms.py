@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from torchdpt import ImageProcessor
@@ -178,6 +179,24 @@ def test_noise_has_the_deviation_that_is_asked_for() -> None:
     assert abs(noisy.mean()) < 0.3
     assert abs(noisy.std() - 0.05 * 255) < 0.3
     assert torch.equal(add_noise(gray, 0, np.random.default_rng(0)), gray)
+
+
+@pytest.mark.parametrize(("name", "value"), [("blur", 8.0), ("noise", 0.2)])
+def test_blur_and_noise_are_of_any_strength_up_to_the_setting(name: str, value: float) -> None:
+    stripes = torch.tensor([64, 192], dtype=torch.uint8).repeat_interleave(8).repeat(4)[:, None, None]
+    sample = Sample(image=stripes.expand(64, 64, 3).contiguous(), dataset="stripes", id="0")
+    augmentation = Augmentation(resize="none", crop=None, flip=False, **{name: value})
+
+    def change(image: Tensor) -> float:
+        return float((image.float() - sample.image).std())
+
+    most = change(blur(sample.image, 8) if name == "blur" else add_noise(sample.image, 0.2, np.random.default_rng(0)))
+    changes = [change(augmentation(sample, np.random.default_rng(seed)).image) for seed in range(60)]
+    changed = [x / most for x in changes if x]
+    assert 15 < len(changed) < 45
+    assert min(changed) < 0.35
+    assert 0.35 < float(np.median(changed)) < 0.9
+    assert 0.9 < max(changed) < 1.3
 
 
 def test_colours_of_no_strength_change_nothing_and_strong_ones_stay_in_range() -> None:
