@@ -173,7 +173,11 @@ class Trainer:
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with self._signals(), progress_bar(self.step, self.total_steps, enabled=progress and self.rank == 0) as show:
+        with (
+            contextlib.closing(stream),
+            self._signals(),
+            progress_bar(self.step, self.total_steps, enabled=progress and self.rank == 0) as show,
+        ):
             if self.step == 0:
                 self.validate()
             pace = Pace()
