@@ -6,18 +6,44 @@ checkpoints/step_00001000/manifest.json   size and SHA-256 of it
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchdpt.tally import rank_and_size
+
 _log = logging.getLogger("torchdpt")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder; of several processes the first one sees to it.
+
+    Raises:
+        ValueError: if there is another one.
+    """
+    if rank_and_size()[0] != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:  # the lock ends with the process, whatever ends it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run is going on in this folder; set another out=") from None
+        except OSError as error:  # a file system without locks
+            _log.warning("%s: cannot be locked (%s); see that no other run uses it", folder, error.strerror)
+        yield
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:

@@ -302,7 +302,7 @@ class TrainConfig(_Section):
             raise ValueError(f"{path}: wanted keys and values, got {type(values).__name__}")
         for change in changes:
             _set(values, change)
-        return cls.from_dict(values, name=str(path))
+        return cls.from_dict(values, name=f"{path}{' with the given changes' if changes else ''}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, name: str = "config") -> Self:

@@ -58,10 +58,12 @@ class RunLog:
             self._writer.flush()
 
     def picture(self, name: str, step: int, rows: Sequence[Sequence[Picture]]) -> None:
-        """Save pictures [H, W, 3] in rows, each of one height, as one file."""
+        """Save pictures [H, W, 3] in rows, each of one height, as one file; none without rows."""
         from PIL import Image
 
         strips = [np.concatenate(row, axis=1) for row in rows]
+        if not strips:
+            return
         width = max(strip.shape[1] for strip in strips)
         sheet = np.concatenate([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in strips])
         (self.folder / "pictures").mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from torchdpt import checkpoint, losses
@@ -124,6 +125,19 @@ def check_names(section: str, names: Sequence[str]) -> None:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ValueError(f"{section}: two data sets are called {double!r}; give each a name of its own, name=...")
+
+
+def check_crop(config: TrainConfig, model: DPTModel) -> None:
+    crop, multiple = config.augmentation.crop, model.config.size_multiple
+    if crop is not None and any(side % multiple for side in crop):
+        raise ValueError(f"augmentation.crop must be multiples of {multiple} for this network, got {list(crop)}")
+
+
+def check_unused(config: TrainConfig, allow_changes: bool) -> None:
+    """That the folder, which has no checkpoint, is not that of another run."""
+    file = config.out / "config.yaml"
+    if file.exists():
+        check_same(config, yaml.safe_load(file.read_text(encoding="utf-8")), allow_changes)
 
 
 def check_same(config: TrainConfig, earlier: dict[str, Any], allow_changes: bool) -> None:

@@ -34,8 +34,10 @@ from torchdpt.training.log import Pace, RunLog, progress_bar
 from torchdpt.training.objective import Objective, Terms
 from torchdpt.training.optimizer import learning_rate_factor, make_optimizer
 from torchdpt.training.start import (
+    check_crop,
     check_names,
     check_same,
+    check_unused,
     classes_of,
     make_processor,
     network_input,
@@ -75,11 +77,11 @@ def fit(config: TrainConfig, *, allow_changes: bool = False, progress: bool = Fa
 
     Raises:
         ValueError: if data, network and losses do not fit each other, a label is out of range, or the folder holds a
-            run with other settings.
+            run with other settings or one that is going on.
         OSError: if a checkpoint cannot be written.
         FloatingPointError: if `max_bad_steps` steps in a row have no finite loss and gradient, or no target.
     """
-    with processes(config.device):
+    with processes(config.device), checkpoints.alone_in(config.out):
         return Trainer(config, allow_changes=allow_changes).fit(progress=progress)
 
 
@@ -114,21 +116,31 @@ class Trainer:
         self.total_steps = config.total_steps(sum(lengths))
 
         found = checkpoints.newest(config.out / "checkpoints")
+        if found is None:
+            check_unused(config, allow_changes)
         torch.manual_seed(config.seed)
         if found is None:
             self.model = starting_model(config, self.datasets, self.device)
         else:
             check_same(config, found["config"], allow_changes)
+            if found["lengths"] != lengths and not allow_changes:
+                raise ValueError(
+                    f"{config.out} holds a run on data sets of {found['lengths']} samples, and now they have "
+                    f"{lengths}, of which its steps would draw others. Set another out=, or go on by --allow-changes "
+                    "(allow_changes=True)"
+                )
             self.model = DPTModel(DPTConfig.from_json(found["network"]), device=self.device)
             self.model.processor = ImageProcessor(**found["processor"])
             self.model.classes = None if found["classes"] is None else Classes.from_json(found["classes"])
         self.model.processor = make_processor(config, self.model)
+        check_crop(config, self.model)
         if self.model.config.num_classes:
             self.model.classes = classes_of(self.datasets, self.model.config.num_classes) or self.model.classes
         self.model.activation_checkpointing = config.activation_checkpointing
         self.objective = Objective(config.loss, self.model.config)
         self.optimizer = make_optimizer(self.model, config.optimizer)
 
+        self.lengths = lengths
         # What changes from step to step, and is saved.
         self.step = 0
         self.bad_steps = 0
@@ -199,6 +211,8 @@ class Trainer:
         if self.rank == 0:
             if finished:
                 self.result_model.save_pretrained(config.out / "final")
+                if self.bad_steps:
+                    _log.warning("the last %d of %d steps were skipped", self.bad_steps, self.total_steps)
             else:
                 name = signal.Signals(self._stop).name
                 _log.warning("%s at step %d: saved; the same command goes on from there", name, self.step)
@@ -210,7 +224,7 @@ class Trainer:
         """One step of the optimiser on this process's part of a batch.
 
         Returns:
-            The loss of the whole batch, and the length of the gradient before clipping.
+            The loss of the whole batch, NaN if it has no target, and the length of the gradient before clipping.
 
         Raises:
             FloatingPointError: see `fit`.
@@ -257,6 +271,8 @@ class Trainer:
         else:
             self._restore_buffers(buffers)
             self._count_bad_step(batch, not_finite, empty=not totals.sum() > 0)
+            if not totals.sum() > 0:  # nothing was measured
+                total_loss = math.nan
         self.step += 1
         return total_loss, norm
 
@@ -272,6 +288,8 @@ class Trainer:
                     rows = validation.pictures(self.result_model, self.config.panels)
                     self.log.picture(validation.name, self.step, rows)
             _log.info("step %d, %s: %s %.4f", self.step, validation.name, result.protocol.headline, result.headline)
+            for failure in result.failures:
+                _log.warning("%s: sample %d left out: %s", validation.name, failure["index"], failure["error"])
         self.model.train()
         if self.validations:
             first = self.validations[0]
@@ -385,6 +403,7 @@ class Trainer:
             "network": self.model.config.replace(batch_norm_group="").to_json(),
             "processor": dataclasses.asdict(self.model.processor),
             "classes": None if self.model.classes is None else self.model.classes.to_json(),
+            "lengths": self.lengths,
             "step": self.step,
             "bad_steps": self.bad_steps,
             "model": self.model.state_dict(),

@@ -49,7 +49,10 @@ class Validation:
         """For the first samples a row each: the photograph, what is true and what is predicted, side by side."""
         rows = []
         for i in range(min(count, len(self.dataset))):
-            sample = self.dataset[i]
+            try:
+                sample = self.dataset[i]
+            except (ValueError, OSError):  # `run` reports it
+                continue
             prediction = model.predict(sample.image.numpy())
             row = [sample.image.numpy()]
             if prediction.depth is not None and sample.target is not None and sample.mask is not None:
