@@ -1,0 +1,240 @@
+// csrc/dpt/runtime/kernels.h -- what the CPU runtime computes with.
+//
+// No torch here: raw pointers, and no allocation. A kernel's work is cut into units that do not
+// depend on the number of threads, and `begin, end` says which units a call does; so the result has
+// the same bits however the units are shared out. Maps are float32, [batch, height, width, channels]
+// with channels next to each other; tokens are maps of one row.
+//
+// The kernels are compiled once for each instruction set, from the same sources; `kernels(Isa)`
+// gives the table of one of them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dpt/export.h"
+
+namespace dpt::runtime {
+
+// --- instruction sets ---
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+// The best one that this processor has and this library was compiled for. The environment variable
+// DPT_ISA (baseline, avx2, avx512) asks for a lesser one.
+DPT_API Isa best_isa();
+DPT_API bool is_supported(Isa isa);
+DPT_API const char* to_string(Isa isa);
+
+// --- maps ---
+
+// Floats from one image, row and pixel to the next.
+struct Strides {
+  int64_t image, row, pixel;
+};
+
+// A place of the input, relative to that of the output pixel (times `stride`).
+struct Tap {
+  int32_t dy, dx;
+};
+
+// --- matrix products ---
+
+// Of what type the factors of a product are; they are float32 outside, and sums are float32 (of
+// int8: int32).
+enum class Precision { kFloat32, kBFloat16, kInt8 };
+
+// What happens to a pixel of the input when it is read.
+enum class Load {
+  kPlain,
+  kRelu,
+  kLayerNorm,   // (x - mean) / sqrt(variance + eps) over its `run` channels; one tap
+  kAffine,      // x * scale + shift, [batch, run]
+  kAffineRelu,
+};
+
+enum class Activation { kNone, kRelu, kGelu };  // GELU by erf
+
+// A factor [n, k] that was packed by `Kernels::pack` of the same instruction set.
+struct PackedMatrix {
+  Precision precision;
+  int64_t k, n;
+  const void* data;
+};
+
+// Every convolution and linear layer: for each output pixel p = (b, y, x) the product
+//   out[p, :] = weights [n, k] . (in[b, y * stride + dy, x * stride + dx, 0 .. run] for each tap)
+// with k = taps * run and zeros outside of the input; then
+//   out = activation(out + bias + border) + add.
+// A linear layer is one tap (0, 0). A phase of a transposed convolution writes to a strided output.
+struct Convolution {
+  // input
+  const float* in = nullptr;
+  Strides in_strides{};
+  int64_t height = 0, width = 0;  // of the input
+  int64_t stride = 1;
+  const Tap* taps = nullptr;
+  int64_t num_taps = 0, run = 0;
+  Load load = Load::kPlain;
+  const float* scale = nullptr;
+  const float* shift = nullptr;
+  float eps = 0;
+  // weights
+  PackedMatrix weights{};
+  // output: batch x out_height x out_width pixels of weights.n channels
+  int64_t batch = 1, out_height = 1, out_width = 1;
+  float* out = nullptr;
+  Strides out_strides{};
+  const float* bias = nullptr;    // [n]
+  // [16, n]: a bias by where the pixel is, at number 4 * r + c with r = 1 in the first row plus 2 in
+  // the last one, and c likewise of columns.
+  const float* border = nullptr;
+  Activation activation = Activation::kNone;
+  const float* add = nullptr;  // may be `out` itself
+  Strides add_strides{};
+  bool add_relu = false;  // relu(add) is added
+};
+
+// 3x3 convolution of stride 1 with zero padding by Winograd's F(4x4, 3x3), in float32:
+//   out = activation(conv(load(in)) + bias) + add.
+struct Winograd {
+  const float* in = nullptr;
+  Strides in_strides{};
+  int64_t batch = 1, height = 0, width = 0, channels = 0;
+  bool load_relu = false;
+  const void* weights = nullptr;  // of `Kernels::winograd_pack`
+  int64_t n = 0;
+  float* out = nullptr;
+  Strides out_strides{};
+  const float* bias = nullptr;  // [n]
+  bool relu = false;
+  const float* add = nullptr;  // may be `out` itself, and not `in`
+  Strides add_strides{};
+  bool add_relu = false;
+};
+
+// --- attention ---
+
+// softmax(q k^T) v of each head. The scale is in q already.
+struct Attention {
+  Precision precision = Precision::kFloat32;
+  const float* qkv = nullptr;  // [batch, tokens, 3, heads, head_dim]
+  int64_t batch = 1, tokens = 0, heads = 0, head_dim = 0;
+  float* out = nullptr;  // [batch, tokens, heads, head_dim]
+};
+
+// --- resampling ---
+
+// out = bilinear(in, to the size of out) + add; `add` may be null or `out` itself.
+struct UpsampleAdd {
+  const float* in = nullptr;
+  Strides in_strides{};
+  int64_t batch = 1, height = 0, width = 0, channels = 0;  // of the input
+  bool align_corners = true;
+  float* out = nullptr;
+  Strides out_strides{};
+  int64_t out_height = 0, out_width = 0;
+  const float* add = nullptr;
+  Strides add_strides{};
+};
+
+// A 3x3 convolution with zero padding of a map that was resized bilinearly, when the products with
+// the weights were made before the resizing: `in` holds for each pixel those of the nine taps,
+// [batch, height, width, 9, channels], tap 3 * (dy + 1) + dx + 1.
+//   x = sum over taps of bilinear(in[tap]) moved by (dy, dx), + bias + border; relu(x) if `relu`.
+// Without `dot` x is written, [batch, out_height, out_width, channels]. With it only
+//   d = relu(sum over channels of dot * relu(x) + dot_bias)
+// is, [batch, out_height, out_width], or with `invert` 1 / max(invert_scale * d + invert_shift,
+// 1e-8).
+struct UpsampleGather {
+  const float* in = nullptr;
+  Strides in_strides{};  // `pixel` is 9 * channels or more
+  int64_t batch = 1, height = 0, width = 0, channels = 0;
+  bool align_corners = true;
+  float* out = nullptr;
+  Strides out_strides{};
+  int64_t out_height = 0, out_width = 0;
+  const float* bias = nullptr;    // [channels]
+  const float* border = nullptr;  // [16, channels], as of Convolution
+  bool relu = false;
+  const float* dot = nullptr;  // [channels]
+  float dot_bias = 0;
+  bool invert = false;
+  float invert_scale = 1, invert_shift = 0;
+};
+
+// --- maps of convolutional encoders ---
+
+// Group normalisation as a scale and a shift of each channel, [batch, channels], for Load::kAffine.
+struct GroupStatistics {
+  const float* in = nullptr;
+  Strides in_strides{};
+  int64_t batch = 1, height = 0, width = 0, channels = 0, groups = 1;
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  float eps = 0;
+  float* scale = nullptr;
+  float* shift = nullptr;
+};
+
+// out = relu(in * scale + shift + add * add_scale + add_shift), [batch, pixels, channels], all
+// contiguous; scales and shifts are [batch, channels], and null is 1 and 0; `add` may be null.
+struct AffineAddRelu {
+  const float* in = nullptr;
+  const float* scale = nullptr;
+  const float* shift = nullptr;
+  const float* add = nullptr;
+  const float* add_scale = nullptr;
+  const float* add_shift = nullptr;
+  int64_t batch = 1, pixels = 0, channels = 0;
+  float* out = nullptr;
+};
+
+// Maximum of windows of 3x3 at every second pixel; `before` rows and columns of padding at the top
+// and the left. What is outside does not count, but if `zeros` it counts as 0. Contiguous.
+struct MaxPool {
+  const float* in = nullptr;
+  int64_t batch = 1, height = 0, width = 0, channels = 0, before = 1;
+  bool zeros = false;
+  // Applied first, [batch, channels], with a ReLU behind it, if not null: of group normalisation.
+  const float* scale = nullptr;
+  const float* shift = nullptr;
+  float* out = nullptr;
+  int64_t out_height = 0, out_width = 0;
+};
+
+// --- the table ---
+
+// For each kernel `units` (how many there are), `scratch` (bytes that one call needs at `scratch`,
+// aligned to 64) and `run` of some units.
+template <class Work>
+struct Kernel {
+  int64_t (*units)(const Work&);
+  size_t (*scratch)(const Work&);
+  void (*run)(const Work&, int64_t begin, int64_t end, void* scratch);
+};
+
+struct Kernels {
+  Isa isa;
+
+  // Packs weights [n, k], row by row, into packed_bytes(precision, k, n) bytes aligned to 64.
+  size_t (*packed_bytes)(Precision precision, int64_t k, int64_t n);
+  void (*pack)(Precision precision, const float* weights, int64_t k, int64_t n, void* packed);
+  // Likewise weights [n, channels, 3, 3].
+  size_t (*winograd_bytes)(int64_t channels, int64_t n);
+  void (*winograd_pack)(const float* weights, int64_t channels, int64_t n, void* packed);
+
+  Kernel<Convolution> convolution;
+  Kernel<Winograd> winograd;
+  Kernel<Attention> attention;
+  Kernel<UpsampleAdd> upsample_add;
+  Kernel<UpsampleGather> upsample_gather;
+  Kernel<GroupStatistics> group_statistics;
+  Kernel<AffineAddRelu> affine_add_relu;
+  Kernel<MaxPool> max_pool;
+};
+
+// The kernels of an instruction set, which must be supported.
+DPT_API const Kernels& kernels(Isa isa);
+
+}  // namespace dpt::runtime

@@ -1,0 +1,30 @@
+// csrc/dpt/runtime/kernels.inl -- the table of kernels of one instruction set. The including file
+// says which by DPT_ISA and DPT_ISA_VALUE, and by its compiler options in CMakeLists.txt.
+#include "dpt/runtime/attention.inl"
+#include "dpt/runtime/convolution.inl"
+#include "dpt/runtime/maps.inl"
+#include "dpt/runtime/resampling.inl"
+#include "dpt/runtime/winograd.inl"
+
+namespace dpt::runtime::DPT_ISA {
+
+const Kernels& table() {
+  static constexpr Kernels kTable{
+      .isa = Isa::DPT_ISA_VALUE,
+      .packed_bytes = packed_bytes,
+      .pack = pack,
+      .winograd_bytes = winograd_bytes,
+      .winograd_pack = winograd_pack,
+      .convolution = {units, scratch, run},
+      .winograd = {units, scratch, run},
+      .attention = {units, scratch, run},
+      .upsample_add = {units, scratch, run},
+      .upsample_gather = {units, scratch, run},
+      .group_statistics = {units, scratch, run},
+      .affine_add_relu = {units, scratch, run},
+      .max_pool = {units, scratch, run},
+  };
+  return kTable;
+}
+
+}  // namespace dpt::runtime::DPT_ISA

@@ -1,0 +1,3 @@
+#define DPT_ISA baseline
+#define DPT_ISA_VALUE kBaseline
+#include "dpt/runtime/kernels.inl"

@@ -1,0 +1,357 @@
+// csrc/dpt/runtime/packing.inl -- what the inner kernel reads: weights packed once, and rows of the
+// left factor, gathered from the input for one output pixel each.
+#pragma once
+
+#include "dpt/runtime/kernels.h"
+#include "dpt/runtime/product.inl"
+
+namespace dpt::runtime::DPT_ISA {
+namespace {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+inline int64_t at_most(int64_t a, int64_t limit) { return a < limit ? a : limit; }
+
+// --- weights ---
+
+// How k is cut: `count` parts of `depth` words of weights, the last one may have fewer.
+struct Parts {
+  int64_t words, depth, count;
+};
+
+constexpr int elements_of(Precision precision) {
+  return precision == Precision::kFloat32 ? 1 : precision == Precision::kBFloat16 ? 2 : 4;
+}
+
+Parts cut(Precision precision, int64_t k) {
+  const int64_t words = divide_up(k, elements_of(precision));
+  // Half for those of which the left factor may have two words for each of the weights.
+  const int64_t most = precision == Precision::kFloat32 ? kDepth : kDepth / 2;
+  const int64_t depth = at_most(round_up(divide_up(words, divide_up(words, most)), 16), most);
+  return {words, depth, divide_up(words, depth)};
+}
+
+// For each part the panels of kColumns columns, each [depth, kColumns] words: in the order in which
+// they are read. The last panel has kWidth columns where that is enough; zeros behind the last
+// column. For int8 the scale and the sum of the elements of each column follow.
+size_t packed_bytes(Precision precision, int64_t k, int64_t n) {
+  const int64_t words = divide_up(k, elements_of(precision));
+  return static_cast<size_t>(round_up(n, kWidth) *
+                             (words + (precision == Precision::kInt8 ? 2 : 0))) *
+         sizeof(Word);
+}
+
+// Half to even; |x| < 2^22.
+inline float round_to_integer(float x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// The bits of x rounded to bfloat16, half to even.
+inline uint32_t to_bfloat16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  if (x != x) return (bits >> 16) | 0x40;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// The word of `count` elements, for int8 divided by `scale`.
+Word pack_word(Precision precision, const float* elements, int64_t count, float scale) {
+  uint32_t word = 0;
+  if (precision == Precision::kFloat32) __builtin_memcpy(&word, elements, sizeof(word));
+  for (int64_t i = 0; i < count; ++i) {
+    if (precision == Precision::kBFloat16) word |= to_bfloat16(elements[i]) << (16 * i);
+    if (precision == Precision::kInt8 && scale > 0) {
+      const auto q = static_cast<int32_t>(round_to_integer(elements[i] / scale));
+      word |= (static_cast<uint32_t>(q) & 0xff) << (8 * i);
+    }
+  }
+  return static_cast<Word>(word);
+}
+
+void pack(Precision precision, const float* weights, int64_t k, int64_t n, void* packed) {
+  const Parts parts = cut(precision, k);
+  const int64_t elements = elements_of(precision);
+  const int64_t padded = round_up(n, kWidth);
+  Word* words = static_cast<Word*>(packed);
+  FloatWord* scales = reinterpret_cast<FloatWord*>(words + padded * parts.words);
+  Word* sums = words + padded * (parts.words + 1);
+  for (int64_t column = 0; column < padded; ++column) {
+    const float* row = weights + column * k;
+    float scale = 0;
+    if (precision == Precision::kInt8) {
+      for (int64_t i = 0; column < n && i < k; ++i) {
+        const float size = __builtin_fabsf(row[i]) / 127;
+        if (size > scale) scale = size;
+      }
+      scales[column] = scale;
+      sums[column] = 0;
+    }
+    const int64_t panel = column / kColumns * kColumns;
+    const int64_t columns = at_most(padded - panel, kColumns);
+    for (int64_t i = 0; i < parts.words; ++i) {
+      const int64_t begin = i / parts.depth * parts.depth;
+      const int64_t depth = at_most(parts.depth, parts.words - begin);
+      Word word = 0;
+      if (column < n) {
+        word = pack_word(precision, row + i * elements, at_most(k - i * elements, elements), scale);
+      }
+      words[begin * padded + panel * depth + (i - begin) * columns + column - panel] = word;
+      if (precision != Precision::kInt8) continue;
+      for (int e = 0; e < 4; ++e) sums[column] += static_cast<int8_t>(word >> (8 * e));
+    }
+  }
+}
+
+// --- the left factor ---
+
+// One row: the input as the output pixel `image, y, x` sees it.
+struct Row {
+  int64_t image, y, x;  // of tap (0, 0)
+  const float* pixel;   // where that is, or would be
+  bool inside;          // all taps are inside of the input
+  float mean, rstd;     // kLayerNorm
+  float scale;          // kInt8
+};
+
+// Floats next to each other that the taps of a row inside of the input read one after another.
+struct Segment {
+  int64_t offset, count;
+};
+
+// Merges taps that are neighbours in memory: [num_taps] or fewer segments.
+int64_t find_segments(const Convolution& c, Segment* segments) {
+  const bool by_channel = c.load == Load::kAffine || c.load == Load::kAffineRelu;
+  int64_t count = 0;
+  for (int64_t t = 0; t < c.num_taps; ++t) {
+    const int64_t offset = c.taps[t].dy * c.in_strides.row + c.taps[t].dx * c.in_strides.pixel;
+    if (count > 0 && !by_channel &&
+        segments[count - 1].offset + segments[count - 1].count == offset) {
+      segments[count - 1].count += c.run;
+    } else {
+      segments[count++] = {offset, c.run};
+    }
+  }
+  return count;
+}
+
+// A segment of channels from `channel` on, which counts for the affine kinds only.
+template <Load kind>
+inline void copy(const Convolution& c, const Row& row, const float* from, int64_t channel,
+                 int64_t count, float* to) {
+  const auto value = [&](int64_t i, auto read) {
+    const Vec x = read(from + i);
+    if constexpr (kind == Load::kRelu) {
+      return relu(x);
+    } else if constexpr (kind == Load::kLayerNorm) {
+      return (x - row.mean) * row.rstd;
+    } else if constexpr (kind == Load::kAffine || kind == Load::kAffineRelu) {
+      const int64_t at = row.image * c.run + channel + i;
+      const Vec y = x * read(c.scale + at) + read(c.shift + at);
+      return kind == Load::kAffineRelu ? relu(y) : y;
+    } else {
+      return x;
+    }
+  };
+  const auto all = [](const float* p) { return load(p); };
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= count; i += 4 * kWidth) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) store(to + i + v * kWidth, value(i + v * kWidth, all));
+  }
+  for (; i + kWidth <= count; i += kWidth) store(to + i, value(i, all));
+  if (i == count) return;
+  if (count >= kWidth) {
+    store(to + count - kWidth, value(count - kWidth, all));
+  } else {
+    const auto some = [count](const float* p) { return load_first(p, count); };
+    store_first(to, value(0, some), count);
+  }
+}
+
+// Elements [begin, begin + count) of a row.
+template <Load kind>
+void gather(const Convolution& c, const Row& row, const Segment* segments, int64_t begin,
+            int64_t count, float* to) {
+  const int64_t end = begin + count;
+  if (row.inside) {
+    for (int64_t at = 0; at < end; at += segments->count, ++segments) {
+      const int64_t first = begin > at ? begin - at : 0;
+      const int64_t last = at_most(segments->count, end - at);
+      if (first >= last) continue;
+      copy<kind>(c, row, row.pixel + segments->offset + first, first, last - first, to);
+      to += last - first;
+    }
+    return;
+  }
+  int64_t channel = begin % c.run;
+  for (const Tap* tap = c.taps + begin / c.run; count > 0; ++tap) {
+    const int64_t here = at_most(c.run - channel, count);
+    const int64_t y = row.y + tap->dy;
+    const int64_t x = row.x + tap->dx;
+    if (y >= 0 && y < c.height && x >= 0 && x < c.width) {
+      const int64_t offset = tap->dy * c.in_strides.row + tap->dx * c.in_strides.pixel + channel;
+      copy<kind>(c, row, row.pixel + offset, channel, here, to);
+    } else {
+      for (int64_t i = 0; i < here; ++i) to[i] = 0;
+    }
+    to += here;
+    count -= here;
+    channel = 0;
+  }
+}
+
+using Gather = void (*)(const Convolution&, const Row&, const Segment*, int64_t begin,
+                        int64_t count, float* to);
+
+Gather choose_gather(Load load) {
+  switch (load) {
+    case Load::kRelu:
+      return gather<Load::kRelu>;
+    case Load::kLayerNorm:
+      return gather<Load::kLayerNorm>;
+    case Load::kAffine:
+      return gather<Load::kAffine>;
+    case Load::kAffineRelu:
+      return gather<Load::kAffineRelu>;
+    default:
+      return gather<Load::kPlain>;
+  }
+}
+
+// Mean and 1 / sqrt(variance + eps) of `count` channels. The second pass reads from the cache.
+void layer_norm_statistics(const float* x, int64_t count, float eps, Row& row) {
+  const auto mean_of = [&](auto value) {
+    Vec sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kWidth <= count; i += 4 * kWidth) {
+      for (int v = 0; v < 4; ++v) sums[v] += value(load(x + i + v * kWidth));
+    }
+    float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < count; ++i) total += value(x[i]);
+    return total / static_cast<float>(count);
+  };
+  const float mean = mean_of([](auto value) { return value; });
+  const float variance = mean_of([mean](auto value) { return (value - mean) * (value - mean); });
+  row.mean = mean;
+  row.rstd = 1 / __builtin_sqrtf(variance + eps);
+}
+
+inline void next_pixel(const Convolution& c, int64_t& image, int64_t& y, int64_t& x) {
+  if (++x < c.out_width) return;
+  x = 0;
+  if (++y < c.out_height) return;
+  y = 0;
+  ++image;
+}
+
+// The rows of output pixels [first, first + count).
+void find_rows(const Convolution& c, int64_t first, int64_t count, Row* rows) {
+  int64_t top = 0, bottom = 0, left = 0, right = 0;  // how far the taps reach
+  for (int64_t t = 0; t < c.num_taps; ++t) {
+    const Tap& tap = c.taps[t];
+    if (tap.dy < top) top = tap.dy;
+    if (tap.dy > bottom) bottom = tap.dy;
+    if (tap.dx < left) left = tap.dx;
+    if (tap.dx > right) right = tap.dx;
+  }
+  int64_t x = first % c.out_width;
+  int64_t y = first / c.out_width % c.out_height;
+  int64_t image = first / c.out_width / c.out_height;
+  for (int64_t i = 0; i < count; ++i) {
+    Row& row = rows[i];
+    row.image = image;
+    row.y = y * c.stride;
+    row.x = x * c.stride;
+    row.pixel =
+        c.in + image * c.in_strides.image + row.y * c.in_strides.row + row.x * c.in_strides.pixel;
+    row.inside = row.y + top >= 0 && row.y + bottom < c.height && row.x + left >= 0 &&
+                 row.x + right < c.width;
+    if (c.load == Load::kLayerNorm) layer_norm_statistics(row.pixel, c.run, c.eps, row);
+    next_pixel(c, image, y, x);
+  }
+}
+
+// --- words of the left factor ---
+
+using UIntVec = uint32_t __attribute__((vector_size(kWidth * sizeof(uint32_t))));
+using HalfVec = uint16_t __attribute__((vector_size(kWidth * sizeof(uint16_t))));
+using QuarterVec = uint8_t __attribute__((vector_size(kWidth * sizeof(uint8_t))));
+
+// As `to_bfloat16`, in the upper halves of the lanes.
+inline UIntVec to_bfloat16(Vec x) {
+  const UIntVec bits = reinterpret_cast<UIntVec>(x);
+  const UIntVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return (x != x ? bits | 0x400000 : rounded) & 0xffff0000;
+}
+
+// x / scale rounded, half to even.
+inline IntVec quantize(Vec x, float inverse_scale) {
+  return reinterpret_cast<IntVec>(x * inverse_scale + 12582912.0f) - 0x4b400000;
+}
+
+// Lanes of `v` next to each other as the type of `Narrow`.
+template <class Narrow, class Wide>
+inline void store_narrow(Word* to, int64_t index, Wide v) {
+  const Narrow narrow = __builtin_convertvector(v, Narrow);
+  __builtin_memcpy(reinterpret_cast<char*>(to) + index * (sizeof(Narrow) / kWidth), &narrow,
+                   sizeof(narrow));
+}
+
+// The most elements of a part of k that are not float32.
+constexpr int64_t kPartElements = 4 * kDepth / 2;
+
+// `count` elements of a row, with zeros behind them up to a whole vector, as words.
+template <class Product>
+void pack_row(const float* x, int64_t count, [[maybe_unused]] float scale, Word* to) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const Vec v = load(x + i);
+    if constexpr (Product::kPrecision == Precision::kBFloat16 && Product::kParts == 2) {
+      store_words(to + i, reinterpret_cast<IntVec>(to_bfloat16(v)));
+    } else if constexpr (Product::kPrecision == Precision::kBFloat16) {
+      store_narrow<HalfVec>(to, i, to_bfloat16(v) >> 16);
+    } else {
+      const float inverse = scale > 0 ? 1 / scale : 0;
+      const IntVec q = quantize(v, inverse) + Product::kZero;
+      if constexpr (Product::kParts == 1) {
+        store_narrow<QuarterVec>(to, i, q);
+      } else {
+        IntVec order;
+        for (int lane = 0; lane < kWidth; ++lane) {
+          order[lane] = lane / 4 * 4 + lane % 4 / 2 + lane % 2 * 2;
+        }
+        store_narrow<HalfVec>(to, i, __builtin_shuffle(q, order));
+      }
+    }
+  }
+}
+
+// The elements [begin, begin + count) of a row as words. `scale` is that of the row for int8.
+template <class Product>
+void gather_words(Gather gather_row, const Convolution& c, const Row& row, const Segment* segments,
+                  int64_t begin, int64_t count, Word* to) {
+  if constexpr (Product::kPrecision == Precision::kFloat32) {
+    gather_row(c, row, segments, begin, count, reinterpret_cast<float*>(to));
+  } else {
+    float values[kPartElements + kWidth];
+    gather_row(c, row, segments, begin, count, values);
+    store(values + count, Vec{});
+    pack_row<Product>(values, count, row.scale, to);
+  }
+}
+
+// The step of a row in int8: its largest absolute value is 127 steps.
+void find_scale(Gather gather_row, const Convolution& c, const Segment* segments, Row& row) {
+  float values[kPartElements + kWidth];
+  Vec most = {};
+  for (int64_t begin = 0; begin < c.weights.k; begin += kPartElements) {
+    const int64_t count = at_most(c.weights.k - begin, kPartElements);
+    gather_row(c, row, segments, begin, count, values);
+    store(values + count, Vec{});
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const Vec x = load(values + i);
+      most = max(most, max(x, -x));
+    }
+  }
+  row.scale = max_of(most) / 127;
+}
+
+}  // namespace
+}  // namespace dpt::runtime::DPT_ISA

@@ -1,0 +1,334 @@
+// Winograd convolutions of the CPU runtime against sums in double, for each instruction set of this
+// machine.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dpt/runtime/kernels.h"
+#include "runtime_kernels.h"
+
+namespace {
+
+using namespace dpt::runtime;
+using namespace dpt::runtime::testing;
+
+struct Problem {
+  int64_t batch = 1, height = 1, width = 1, channels = 1, n = 1;
+  bool load_relu = false, bias = false, relu = false, add = false, add_relu = false;
+  bool in_place = false;
+  int64_t gap = 0;  // floats between pixels, rows and images of all maps
+};
+
+struct Data {
+  std::vector<float> in, weights, bias, add, out;
+  std::vector<char> written;
+  Winograd w;
+};
+
+Strides strides(const Problem& p, int64_t channels) {
+  const int64_t pixel = channels + p.gap;
+  const int64_t row = p.width * pixel + p.gap;
+  return {p.height * row + p.gap, row, pixel};
+}
+
+Data make_data(const Problem& p, std::mt19937& random) {
+  Data d;
+  Winograd& w = d.w;
+  w.batch = p.batch;
+  w.height = p.height;
+  w.width = p.width;
+  w.channels = p.channels;
+  w.n = p.n;
+  w.load_relu = p.load_relu;
+  w.relu = p.relu;
+  w.add_relu = p.add_relu;
+  w.in_strides = strides(p, p.channels);
+  w.out_strides = w.add_strides = strides(p, p.n);
+  // No float behind the last pixel: reading outside is then seen by the sanitizer.
+  d.in = random_floats(random, p.batch * w.in_strides.image - 3 * p.gap);
+  w.in = d.in.data();
+  d.weights = random_floats(random, p.n * p.channels * 9);
+  d.bias = random_floats(random, p.n);
+  if (p.bias) w.bias = d.bias.data();
+
+  const int64_t first = 11;
+  const auto size = first + p.batch * w.out_strides.image + 64;
+  d.out.assign(size, kCanary);
+  d.written.assign(size, 0);
+  w.out = d.out.data() + first;
+  const std::vector<float> values = random_floats(random, size);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    for (int64_t y = 0; y < p.height; ++y) {
+      for (int64_t x = 0; x < p.width; ++x) {
+        const int64_t at =
+            first + b * w.out_strides.image + y * w.out_strides.row + x * w.out_strides.pixel;
+        for (int64_t i = at; i < at + p.n; ++i) {
+          d.written[i] = 1;
+          if (p.in_place) d.out[i] = values[i];
+        }
+      }
+    }
+  }
+  if (p.add) {
+    d.add = random_floats(random, p.batch * w.add_strides.image - 3 * p.gap);
+    w.add = p.in_place ? w.out : d.add.data();
+  }
+  return d;
+}
+
+// What the roundings of Winograd's algorithm are amplified by: the same computation with absolute
+// values of all factors. Points 0, +-3/4, +-3/2, infinity.
+struct Amplification {
+  Amplification() {
+    const double points[5] = {0, 0.75, -0.75, 1.5, -1.5};
+    for (int i = 0; i < 5; ++i) {
+      std::vector<double> polynomial = {1};  // of the other points as roots, lowest power first
+      for (int j = 0; j < 5; ++j) {
+        if (j != i) polynomial = times_root(polynomial, points[j]);
+      }
+      double divisor = 0;
+      for (int j = 4; j >= 0; --j) divisor = divisor * points[i] + polynomial[j];
+      for (int j = 0; j < 3; ++j) taps[i][j] = std::abs(std::pow(points[i], j) / divisor);
+      for (int j = 0; j < 5; ++j) in[i][j] = std::abs(polynomial[j]);
+      for (int j = 0; j < 4; ++j) out[j][i] = std::abs(std::pow(points[i], j));
+    }
+    std::vector<double> polynomial = {1};
+    for (const double point : points) polynomial = times_root(polynomial, point);
+    for (int j = 0; j < 6; ++j) in[5][j] = std::abs(polynomial[j]);
+    taps[5][2] = out[3][5] = 1;
+  }
+
+  static std::vector<double> times_root(const std::vector<double>& polynomial, double root) {
+    std::vector<double> product(polynomial.size() + 1);
+    for (size_t i = 0; i < polynomial.size(); ++i) {
+      product[i + 1] += polynomial[i];
+      product[i] -= root * polynomial[i];
+    }
+    return product;
+  }
+
+  double taps[6][3] = {}, in[6][6] = {}, out[4][6] = {};
+};
+
+double loaded(const Winograd& w, int64_t b, int64_t y, int64_t x, int64_t channel) {
+  if (y < 0 || y >= w.height || x < 0 || x >= w.width) return 0;
+  const float value =
+      w.in[b * w.in_strides.image + y * w.in_strides.row + x * w.in_strides.pixel + channel];
+  return w.load_relu ? std::max(value, 0.0f) : value;
+}
+
+// Of all outputs of the tile at (b, y, x) and one column, [4, 4].
+std::vector<double> amplified(const Data& d, int64_t b, int64_t y, int64_t x, int64_t column) {
+  static const Amplification kBy;
+  const Winograd& w = d.w;
+  double products[6][6] = {};
+  for (int64_t c = 0; c < w.channels; ++c) {
+    double rows[6][6] = {}, kernel_rows[3][6] = {};
+    for (int i = 0; i < 6; ++i) {
+      for (int point = 0; point < 6; ++point) {
+        for (int j = 0; j < 6; ++j) {
+          rows[i][point] += kBy.in[point][j] * std::abs(loaded(w, b, y + i - 1, x + j - 1, c));
+        }
+      }
+    }
+    const float* kernel = d.weights.data() + (column * w.channels + c) * 9;
+    for (int i = 0; i < 3; ++i) {
+      for (int point = 0; point < 6; ++point) {
+        for (int j = 0; j < 3; ++j) {
+          kernel_rows[i][point] += kBy.taps[point][j] * std::abs(kernel[3 * i + j]);
+        }
+      }
+    }
+    for (int p = 0; p < 6; ++p) {
+      for (int q = 0; q < 6; ++q) {
+        double pixel = 0, tap = 0;
+        for (int i = 0; i < 6; ++i) pixel += kBy.in[p][i] * rows[i][q];
+        for (int i = 0; i < 3; ++i) tap += kBy.taps[p][i] * kernel_rows[i][q];
+        products[p][q] += pixel * tap;
+      }
+    }
+  }
+  std::vector<double> outputs(16);
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      for (int p = 0; p < 6; ++p) {
+        for (int q = 0; q < 6; ++q) {
+          outputs[4 * i + j] += kBy.out[i][p] * kBy.out[j][q] * products[p][q];
+        }
+      }
+    }
+  }
+  return outputs;
+}
+
+// What an output is, and how far off float32 may be.
+struct Expected {
+  double value = 0, bound = 0;
+};
+
+// [batch * height * width, n].
+std::vector<Expected> reference(const Data& d) {
+  const Winograd& w = d.w;
+  std::vector<Expected> expected(w.batch * w.height * w.width * w.n);
+  for (int64_t b = 0; b < w.batch; ++b) {
+    for (int64_t y = 0; y < w.height; ++y) {
+      for (int64_t x = 0; x < w.width; ++x) {
+        for (int64_t column = 0; column < w.n; ++column) {
+          double total = 0;
+          for (int64_t tap = 0; tap < 9; ++tap) {
+            for (int64_t c = 0; c < w.channels; ++c) {
+              total += loaded(w, b, y + tap / 3 - 1, x + tap % 3 - 1, c) *
+                       d.weights[(column * w.channels + c) * 9 + tap];
+            }
+          }
+          if (w.bias != nullptr) total += w.bias[column];
+          if (w.relu) total = std::max(total, 0.0);
+          if (w.add != nullptr) {
+            const double add = w.add[b * w.add_strides.image + y * w.add_strides.row +
+                                     x * w.add_strides.pixel + column];
+            total += w.add_relu ? std::max(add, 0.0) : add;
+          }
+          expected[((b * w.height + y) * w.width + x) * w.n + column].value = total;
+        }
+      }
+    }
+  }
+  // Roundings: as many as channels, and 24 of the transforms, bias and `add`. They have random
+  // signs, so that their sum grows with the root of their number (Higham and Mary 2019); six
+  // deviations.
+  const double deviations =
+      6 * std::ldexp(1.0, -24) * std::sqrt(static_cast<double>(w.channels + 24));
+  for (int64_t b = 0; b < w.batch; ++b) {
+    for (int64_t y = 0; y < w.height; y += 4) {
+      for (int64_t x = 0; x < w.width; x += 4) {
+        for (int64_t column = 0; column < w.n; ++column) {
+          const std::vector<double> by = amplified(d, b, y, x, column);
+          for (int64_t i = 0; i < std::min<int64_t>(4, w.height - y); ++i) {
+            for (int64_t j = 0; j < std::min<int64_t>(4, w.width - x); ++j) {
+              const int64_t pixel = (b * w.height + y + i) * w.width + x + j;
+              expected[pixel * w.n + column].bound = deviations * (by[4 * i + j] + 8);
+            }
+          }
+        }
+      }
+    }
+  }
+  return expected;
+}
+
+class RuntimeWinograd : public ::testing::TestWithParam<Isa> {
+ protected:
+  // Returns the largest error over the largest output.
+  double check(const Problem& p) {
+    const Kernels& k = kernels(GetParam());
+    std::mt19937 random(1);
+    Data d = make_data(p, random);
+    const size_t bytes = k.winograd_bytes(p.channels, p.n);
+    Buffer weights(bytes + 64);
+    char* end = static_cast<char*>(weights.data()) + bytes;
+    std::memset(end, 0x5a, 64);
+    k.winograd_pack(d.weights.data(), p.channels, p.n, weights.data());
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(end[i], 0x5a) << "pack wrote past its bytes";
+    d.w.weights = weights.data();
+    const std::vector<Expected> expected = reference(d);
+    const std::vector<float> before = d.out;
+
+    run(k, d.w, 0, k.winograd.units(d.w));
+    double largest_error = 0, largest = 0;
+    size_t i = 0;
+    for (size_t at = 0; at < d.out.size(); ++at) {
+      if (!d.written[at]) {
+        EXPECT_EQ(d.out[at], kCanary) << "wrote outside, at " << at;
+        continue;
+      }
+      if (i == expected.size()) break;
+      const double error = std::abs(d.out[at] - expected[i].value);
+      EXPECT_LE(error, expected[i].bound) << "output " << i / p.n << ", column " << i % p.n;
+      if (!(error <= expected[i].bound)) break;
+      largest_error = std::max(largest_error, error);
+      largest = std::max(largest, std::abs(expected[i].value));
+      ++i;
+    }
+    EXPECT_EQ(i, expected.size());
+
+    const std::vector<float> whole = d.out;
+    const int64_t units = k.winograd.units(d.w);
+    for (int round = 0; round < 3; ++round) {
+      std::copy(before.begin(), before.end(), d.out.begin());
+      std::vector<int64_t> cuts = {0, units};
+      for (int j = 0; j < 3; ++j) cuts.push_back(static_cast<int64_t>(random() % (units + 1)));
+      std::sort(cuts.begin(), cuts.end());
+      for (size_t j = cuts.size() - 1; j > 0; --j) run(k, d.w, cuts[j - 1], cuts[j]);
+      EXPECT_EQ(std::memcmp(d.out.data(), whole.data(), whole.size() * sizeof(float)), 0);
+    }
+    return largest_error / largest;
+  }
+
+  static void run(const Kernels& k, const Winograd& w, int64_t begin, int64_t end) {
+    Buffer scratch(k.winograd.scratch(w));
+    std::memset(scratch.storage.data(), 0xff, scratch.storage.size());
+    k.winograd.run(w, begin, end, scratch.data());
+  }
+};
+
+TEST_P(RuntimeWinograd, MapsOfAllSizes) {
+  for (const int64_t height : {1, 2, 3, 4, 5, 9}) {
+    for (const int64_t width : {1, 3, 4, 6, 8, 11}) {
+      SCOPED_TRACE(std::to_string(height) + " x " + std::to_string(width));
+      check({.batch = 2, .height = height, .width = width, .channels = 5, .n = 6, .bias = true});
+    }
+  }
+}
+
+TEST_P(RuntimeWinograd, ChannelsOfAllSizes) {
+  for (const int64_t channels : {1, 3, 16, 24, 48, 70}) {
+    for (const int64_t n : {1, 8, 19, 32, 48}) {
+      SCOPED_TRACE(std::to_string(channels) + " -> " + std::to_string(n));
+      check({.height = 6, .width = 9, .channels = channels, .n = n, .bias = true});
+    }
+  }
+}
+
+TEST_P(RuntimeWinograd, MorePanelsThanAtATime) {
+  check({.batch = 2, .height = 62, .width = 45, .channels = 8, .n = 5});
+}
+
+TEST_P(RuntimeWinograd, MoreChannelsThanOnePart) {
+  check({.height = 7, .width = 9, .channels = 600, .n = 20, .add = true});
+  check({.height = 7, .width = 9, .channels = 259, .n = 20, .load_relu = true, .gap = 3});
+}
+
+TEST_P(RuntimeWinograd, EveryOption) {
+  for (int options = 0; options < 64; ++options) {
+    SCOPED_TRACE(options);
+    check({.batch = 2,
+           .height = 5,
+           .width = 7,
+           .channels = 20,
+           .n = 21,
+           .load_relu = (options & 1) != 0,
+           .bias = (options & 2) != 0,
+           .relu = (options & 4) != 0,
+           .add = (options & 8) != 0,
+           .add_relu = (options & 16) != 0,
+           .in_place = (options & 32) != 0,
+           .gap = options % 3});
+  }
+}
+
+TEST_P(RuntimeWinograd, ErrorIsSmallAgainstTheLargestOutput) {
+  // Channels of the networks' decoders; 2e-5 is what the exactness of the runtime is planned with.
+  EXPECT_LE(check({.height = 12, .width = 16, .channels = 256, .n = 64}), 2e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeWinograd, ::testing::ValuesIn(supported_isas()),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
+
+}  // namespace
