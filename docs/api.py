@@ -16,6 +16,7 @@ import torchdpt
 GROUPS = {
     "From photographs to depth and labels": (
         "DPTModel",
+        "FrozenModel",
         "predict_files",
         "FileResult",
         "Prediction",

@@ -152,6 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--resize", choices=["minimal", "lower_bound", "upper_bound", "exact"], help="how it gets there")
     sub.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     sub.add_argument("--resume", action="store_true", help="leave out images whose results are there")
+    sub.add_argument("--frozen", action="store_true", help="make the network ready for this CPU first: faster")
     add_where(sub)
     add_json(sub)
 

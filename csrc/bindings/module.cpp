@@ -1,11 +1,12 @@
-// csrc/bindings/module.cpp -- torchdpt._C: configs and files. The network itself crosses as
-// operators (torch.ops.dpt).
+// csrc/bindings/module.cpp -- torchdpt._C: configs, files, frozen models. The network itself crosses
+// as operators (torch.ops.dpt).
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "dpt/io/checkpoint.h"
 #include "dpt/io/encoder_weights.h"
 #include "dpt/io/safetensors.h"
+#include "dpt/runtime/frozen_model.h"
 
 namespace py = pybind11;
 
@@ -109,7 +110,7 @@ Model model_of(const std::string& config, const std::map<std::string, Tensor>& t
     const auto found = tensors.find(name);
     TORCH_CHECK_VALUE(
         found != tensors.end() && found->second.sizes() == at::IntArrayRef(info.shape),
-        "save_checkpoint: tensor '", name, "' must have shape ", at::IntArrayRef(info.shape),
+        "the model's tensor '", name, "' must have shape ", at::IntArrayRef(info.shape),
         ", got ", found == tensors.end() ? "none" : c10::str(found->second.sizes()));
     tensor = found->second;
   });
@@ -139,6 +140,34 @@ std::tuple<std::map<std::string, std::string>, std::map<std::string, Tensor>> re
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata) {
   dpt::write_safetensors(path, {tensors.begin(), tensors.end()}, metadata);
+}
+
+using Metadata = std::map<std::string, std::string>;
+
+dpt::FrozenModel freeze(const std::string& config, const std::map<std::string, Tensor>& tensors,
+                        at::ScalarType dtype, int threads, const std::vector<std::string>& without) {
+  dpt::FreezeOptions options{.dtype = dtype, .threads = threads};
+  const std::map<std::string, bool dpt::runtime::Rewrites::*> switches{
+      {"fold_project", &dpt::runtime::Rewrites::fold_project},
+      {"fold_level_project", &dpt::runtime::Rewrites::fold_level_project},
+      {"phases", &dpt::runtime::Rewrites::phases},
+      {"products_first", &dpt::runtime::Rewrites::products_first},
+      {"winograd", &dpt::runtime::Rewrites::winograd}};
+  for (const std::string& name : without) {
+    const auto found = switches.find(name);
+    TORCH_CHECK_VALUE(found != switches.end(), "freeze: there is no rewrite '", name, "'");
+    options.rewrites.*found->second = false;
+  }
+  return dpt::freeze(model_of(config, tensors), options);
+}
+
+std::vector<Tensor> run(const dpt::FrozenModel& model, const Tensor& images) {
+  const dpt::Output output = model(images);
+  std::vector<Tensor> list;
+  for (const Tensor& tensor : {output.depth, output.logits}) {
+    if (tensor.defined()) list.push_back(tensor);
+  }
+  return list;
 }
 
 }  // namespace
@@ -185,4 +214,28 @@ PYBIND11_MODULE(_C, m) {
       "Metadata and tensors of a file, mapped, not copied.");
   def("write_safetensors", &write_safetensors, py::arg("path"), py::arg("tensors"),
       py::arg("metadata"), "Writes a file under a temporary name, then renames it.");
+  py::class_<dpt::FrozenModel> frozen(m, "FrozenModel", "A network that is ready to predict.");
+  const auto method = [&](const char* name, auto function, const auto&... extra) {
+    frozen.def(name, torch::wrap_pybind_function_no_gil(function), extra...);
+  };
+  method("run", &run, py::arg("images"), "Depth and logits, of what it has heads for.");
+  method(
+      "config", +[](const dpt::FrozenModel& model) { return model.config().to_json(); },
+      "The config's JSON.");
+  method(
+      "dtype", +[](const dpt::FrozenModel& model) { return model.options().dtype; },
+      "Of the factors of products.");
+  method(
+      "metadata", +[](const dpt::FrozenModel& model) { return model.metadata(); },
+      "What was saved beside the tensors.");
+  method(
+      "save",
+      +[](const dpt::FrozenModel& model, const std::string& path, const Metadata& metadata) {
+        model.save(path, metadata);
+      },
+      py::arg("path"), py::arg("metadata"), "Writes a file.");
+  def("freeze", &freeze, py::arg("config"), py::arg("tensors"), py::arg("dtype"),
+      py::arg("threads"), py::arg("without"), "The model with its tensors folded and packed.");
+  def("load_frozen", &dpt::FrozenModel::load, py::arg("path"), py::arg("threads"),
+      "Reads a file that FrozenModel.save wrote.");
 }

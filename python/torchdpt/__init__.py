@@ -31,6 +31,7 @@ from torchdpt.classes import ADE20K, IGNORE_INDEX, PASCAL_CONTEXT, Classes  # no
 from torchdpt.config import DPTConfig, list_presets  # noqa: E402
 from torchdpt.evaluate_model import evaluate_dataset  # noqa: E402
 from torchdpt.export import export  # noqa: E402
+from torchdpt.frozen import FrozenModel  # noqa: E402
 from torchdpt.image import ImageProcessor, load_image  # noqa: E402
 from torchdpt.model import DPTModel  # noqa: E402
 from torchdpt.predict import FileResult, predict_files  # noqa: E402
@@ -55,6 +56,7 @@ __all__ = [
     "DPTOutput",
     "Encoder",
     "FileResult",
+    "FrozenModel",
     "Fusion",
     "Head",
     "ImageProcessor",

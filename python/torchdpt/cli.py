@@ -82,6 +82,16 @@ def load_model(args: argparse.Namespace, device: str | None = None, dtype: str |
     return torchdpt.DPTModel.from_pretrained(name, device=place, dtype=kind, **hub_options(args))
 
 
+def frozen_model(args: argparse.Namespace) -> torchdpt.FrozenModel:
+    """The same, ready to predict on a CPU; --dtype is then that of products."""
+    if args.device not in (None, "cpu"):
+        raise ValueError(f"--frozen is for the CPU, got --device {args.device}; leave one of them out")
+    dtype = {None: torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}.get(args.dtype)
+    if dtype is None:
+        raise ValueError(f"--frozen: --dtype must be float32 or bfloat16, got {args.dtype}")
+    return load_model(args, "cpu").freeze(dtype)
+
+
 def count_parameters(config: torchdpt.DPTConfig) -> int:
     return sum(parameter.numel() for parameter in torchdpt.DPTModel(config, device="meta").parameters())
 
@@ -136,7 +146,7 @@ def record_of(prediction: Prediction) -> dict[str, Any]:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What decides the numbers and pictures of a photograph."""
-    names = ("revision", "dtype", "input_size", "resize", "colormap")
+    names = ("revision", "dtype", "frozen", "input_size", "resize", "colormap")
     model = os.path.abspath(args.model) if os.path.exists(args.model) else args.model
     settings = {"model": model, **{name: getattr(args, name) for name in names}}
     return cast("dict[str, Any]", json.loads(json.dumps(settings)))  # as a file gives it back: lists, no tuples
@@ -171,7 +181,7 @@ def predict(args: argparse.Namespace) -> int:
     photographs = results.find_photographs(args.images, out)
     entries = results.prepare(out)
     names = results.name_results(photographs, entries)
-    model = load_model(args, args.device, args.dtype)
+    model = frozen_model(args) if args.frozen else load_model(args, args.device, args.dtype)
     formats = formats_of(model.config, wanted)
     settings = settings_of(args)
     jobs = list(zip(photographs, names, strict=True))

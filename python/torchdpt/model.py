@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchdpt import _C, checkpoint
 from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
-from torchdpt.image import ImageProcessor
+from torchdpt.frozen import FrozenModel
+from torchdpt.image import ImageProcessor, is_count
 from torchdpt.predict import predict
 from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble, Stage, as_config, as_output, has_hooks
 
@@ -284,6 +285,35 @@ class DPTModel(nn.Module):
             images, tensors, buffers, self.config.to_json(), self.training, self.encoder._checkpoint()
         )
         return as_output(self.config, outputs)
+
+    def _run(self, images: Tensor) -> DPTOutput:
+        weight = next(self.parameters())
+        with torch.inference_mode(), self._eval_mode():
+            output: DPTOutput = self(images.to(weight.device, weight.dtype))
+            return output
+
+    def freeze(
+        self, dtype: torch.dtype = torch.float32, *, threads: int | None = None, without: Sequence[str] = ()
+    ) -> FrozenModel:
+        """Make the model ready to predict, and only that, on a CPU: several times as fast.
+
+        Its tensors are folded by exact rewrites and packed for this processor; later changes of the model do not reach
+        the frozen one.
+
+        Args:
+            dtype: Of the factors of products, float32 or bfloat16; sums and what `predict` returns are float32.
+            threads: How many threads one call takes. Default: `torch.get_num_threads()` at the call.
+            without: Rewrites to leave out, for measurements: "fold_project", "fold_level_project", "phases",
+                "products_first", "winograd" (docs/runtime.md).
+
+        Raises:
+            ValueError: for another dtype, number of threads or rewrite.
+        """
+        if threads is not None and not is_count(threads):
+            raise ValueError(f"freeze: threads must be an integer of at least 1, got {threads!r}")
+        tensors = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in self.state_dict().items()}
+        core = _C.freeze(self.config.to_json(), tensors, dtype, threads or 0, list(without))
+        return FrozenModel(core, self.processor, self.classes)
 
     _in_eval_mode = 0  # how many threads want it
     _modes: list[tuple[nn.Module, bool]]  # from before the first of them

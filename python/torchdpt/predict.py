@@ -8,21 +8,35 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchdpt.classes import IGNORE_INDEX
+from torchdpt.classes import IGNORE_INDEX, Classes
 from torchdpt.image import Array, ImageProcessor, is_count, is_size, load_image
 from torchdpt.prediction import Kind, Prediction
 
 if TYPE_CHECKING:
+    from torchdpt.config import DPTConfig
     from torchdpt.image import ImageLike
-    from torchdpt.model import DPTModel
     from torchdpt.stages import DPTOutput
+
+
+class Network(Protocol):
+    """What predicts: a `DPTModel` or a `FrozenModel`."""
+
+    processor: ImageProcessor
+    classes: Classes | None
+
+    @property
+    def config(self) -> DPTConfig:
+        """The network's shape."""
+
+    def _run(self, images: Tensor) -> DPTOutput:
+        """Predict for prepared images, float32 [B, 3, H, W] on the CPU; in eval mode, without gradients."""
 
 
 class FileResult(NamedTuple):
@@ -39,7 +53,7 @@ class _Item(NamedTuple):
 
 
 def processor_for(
-    model: DPTModel, input_size: int | tuple[int, int] | None = None, resize: str | None = None
+    model: Network, input_size: int | tuple[int, int] | None = None, resize: str | None = None
 ) -> ImageProcessor:
     """The model's processor with another size or policy, to multiples of the patch size.
 
@@ -68,27 +82,24 @@ def processor_for(
 
 
 def _predict_batch(
-    model: DPTModel, items: Sequence[_Item], size: tuple[int, int] | None, batch_size: int
+    model: Network, items: Sequence[_Item], size: tuple[int, int] | None, batch_size: int
 ) -> list[Prediction]:
     """Predictions in order; items of one network size run together."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, item in enumerate(items):
         groups.setdefault(tuple(item.input.shape), []).append(i)
-    weight = next(model.parameters())
     predictions: dict[int, Prediction] = {}
-    with torch.inference_mode(), model._eval_mode():
-        for group in groups.values():
-            for start in range(0, len(group), batch_size):
-                batch = group[start : start + batch_size]
-                images = torch.stack([items[i].input for i in batch]).to(weight.device, weight.dtype)
-                output = model(images)
-                for row, i in enumerate(batch):
-                    predictions[i] = prediction_of(model, output, row, items[i].image, size)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            batch = group[start : start + batch_size]
+            output = model._run(torch.stack([items[i].input for i in batch]))
+            for row, i in enumerate(batch):
+                predictions[i] = prediction_of(model, output, row, items[i].image, size)
     return [predictions[i] for i in range(len(items))]
 
 
 def prediction_of(
-    model: DPTModel, output: DPTOutput, row: int, image: Array, size: tuple[int, int] | None = None
+    model: Network, output: DPTOutput, row: int, image: Array, size: tuple[int, int] | None = None
 ) -> Prediction:
     """The prediction for one photograph of the batch that gave `output`.
 
@@ -166,7 +177,7 @@ def _check(size: tuple[int, int] | None, batch_size: int) -> tuple[int, int] | N
     return None if size is None else (int(size[0]), int(size[1]))  # torch takes no NumPy integers
 
 
-def check_network_size(model: DPTModel, height: int, width: int) -> None:
+def check_network_size(model: Network, height: int, width: int) -> None:
     """Memory and time grow with the area, and attention's with its square."""
     native = model.config.image_size
     if height * width > 64 * native**2:
@@ -177,7 +188,7 @@ def check_network_size(model: DPTModel, height: int, width: int) -> None:
 
 
 def predict(
-    model: DPTModel,
+    model: Network,
     images: Sequence[ImageLike],
     *,
     size: tuple[int, int] | None = None,
@@ -199,14 +210,14 @@ def predict(
     return _predict_batch(model, items, size, batch_size)
 
 
-def _load(model: DPTModel, image: ImageLike, processor: ImageProcessor) -> _Item:
+def _load(model: Network, image: ImageLike, processor: ImageProcessor) -> _Item:
     array = load_image(image)
     check_network_size(model, *processor.network_size(*array.shape[:2]))
     return _Item(array, processor(array))
 
 
 def predict_files(
-    model: DPTModel,
+    model: Network,
     paths: Iterable[str | os.PathLike[str]],
     *,
     size: tuple[int, int] | None = None,
@@ -242,7 +253,7 @@ def predict_files(
 
 
 def _each_file(
-    model: DPTModel,
+    model: Network,
     paths: Iterator[str | os.PathLike[str]],
     processor: ImageProcessor,
     size: tuple[int, int] | None,
@@ -278,14 +289,14 @@ def _name(path: object) -> str:
     return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else repr(path)
 
 
-def _load_file(model: DPTModel, path: str | os.PathLike[str], processor: ImageProcessor) -> _Item:
+def _load_file(model: Network, path: str | os.PathLike[str], processor: ImageProcessor) -> _Item:
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"not a path, but {type(path).__name__}; predict takes other images")
     return _load(model, path, processor)
 
 
 def _predict_each(
-    model: DPTModel, items: list[_Item], size: tuple[int, int] | None, batch_size: int
+    model: Network, items: list[_Item], size: tuple[int, int] | None, batch_size: int
 ) -> list[Prediction | Exception]:
     """The predictions; where the network fails (out of memory, say), one by one, and what it then raises."""
     try:

@@ -55,9 +55,12 @@ CPP = {
     "dpt/scenes": {"dpt/export"},
     "dpt/scenes/operators": {"dpt/common", "dpt/scenes"},
     "dpt/optim": {"dpt/common", "dpt/optim/min_norm_solver"},
+    "dpt/runtime/kernels": {"dpt/export"},
+    "dpt/runtime/simd": set(),
+    "dpt/runtime": {"dpt/common", "dpt/config", "dpt/encoder", "dpt/io/json", "dpt/io/safetensors", "dpt/model", "dpt/ops"},
     "dpt/module": {"dpt/model", "dpt/io/checkpoint"},
     "dpt/operators": {"dpt/model"},
-    "bindings": {"dpt/model", "dpt/io/checkpoint", "dpt/io/encoder_weights", "dpt/io/safetensors"},
+    "bindings": {"dpt/runtime", "dpt/model", "dpt/io/checkpoint", "dpt/io/encoder_weights", "dpt/io/safetensors"},
 }
 PYTHON = {
     "_build": set(),
@@ -71,10 +74,11 @@ PYTHON = {
     "prediction_files": {"classes"},
     "metric_fit": set(),
     "prediction": {"classes", "colormaps", "files", "metric_fit", "prediction_files"},
-    "predict": {"classes", "image", "prediction", "model", "stages"},  # types of the last two
+    "predict": {"classes", "config", "image", "prediction", "stages"},  # type of the last
+    "frozen": {"_C", "classes", "config", "image", "predict", "prediction", "stages"},
     "checkpoint": {"_C", "files"},
     "stages": {"_C", "config"},
-    "model": {"_C", "checkpoint", "classes", "config", "image", "predict", "prediction", "stages"},
+    "model": {"_C", "checkpoint", "classes", "config", "frozen", "image", "predict", "prediction", "stages"},
     "export": {"model"},
     "optim": set(),
     "scenes": set(),

@@ -7,7 +7,7 @@
 
 namespace dpt {
 
-Tensor StdConv2d::operator()(const Tensor& x) const {
+Tensor StdConv2d::standardised() const {
   // Half types cannot tell the small numbers from zero.
   const bool half = at::isReducedFloatingType(weight.scalar_type());
   const Tensor wide = half ? weight.to(at::kFloat) : weight;
@@ -21,13 +21,16 @@ Tensor StdConv2d::operator()(const Tensor& x) const {
   } else {
     deviation = ((centred * centred).mean({1, 2, 3}, /*keepdim=*/true) + 1e-8).sqrt();
   }
-  const Tensor standardised = (centred / deviation).to(weight.scalar_type());
+  return (centred / deviation).to(weight.scalar_type());
+}
+
+Tensor StdConv2d::operator()(const Tensor& x) const {
   const int64_t padding = std::max<int64_t>(kernel - stride, 0);
   const int64_t before = padding / 2, after = padding - before;
   const bool even = before == after;
   const Tensor padded = even ? x : at::constant_pad_nd(x, {before, after, before, after});
   const int64_t rest = even ? before : 0;
-  return at::conv2d(padded, standardised, {}, {stride, stride}, {rest, rest}, {1, 1});
+  return at::conv2d(padded, standardised(), {}, {stride, stride}, {rest, rest}, {1, 1});
 }
 
 ResNet::ResNet(const ResNetOptions& options)

@@ -48,6 +48,8 @@ struct DPT_API StdConv2d {
   Tensor weight{};
 
   Tensor operator()(const Tensor& x) const;
+  // The weights that it convolves with.
+  Tensor standardised() const;
 
   template <class Visitor>
   void visit(Visitor&& v) {

@@ -1,0 +1,244 @@
+#include "dpt/runtime/frozen_model.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <list>
+#include <mutex>
+
+#include "dpt/encoder/image.h"
+#include "dpt/io/json.h"
+#include "dpt/io/safetensors.h"
+#include "dpt/ops/resize.h"
+#include "dpt/runtime/packed.h"
+#include "dpt/runtime/run.h"
+
+namespace dpt {
+
+namespace {
+
+using namespace runtime;
+
+constexpr const char* kFormat = "torchdpt frozen";
+constexpr int64_t kFormatVersion = 1;
+constexpr size_t kGeometries = 8;  // sizes of images that are remembered
+
+json::Object to_json(const Rewrites& rewrites) {
+  return {{"fold_project", rewrites.fold_project},
+          {"fold_level_project", rewrites.fold_level_project},
+          {"phases", rewrites.phases},
+          {"products_first", rewrites.products_first},
+          {"winograd", rewrites.winograd}};
+}
+
+Rewrites rewrites_of(const json::Value& value) {
+  const auto flag = [&](const char* name) {
+    const json::Value* found = value.find(name);
+    if (found == nullptr) throw json::Error(std::string("there is no ") + name);
+    return found->as_bool();
+  };
+  return {.fold_project = flag("fold_project"),
+          .fold_level_project = flag("fold_level_project"),
+          .phases = flag("phases"),
+          .products_first = flag("products_first"),
+          .winograd = flag("winograd")};
+}
+
+const char* name_of(at::ScalarType dtype) {
+  return dtype == at::kFloat ? "float32" : "bfloat16";
+}
+
+Precision precision_of(at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16,
+                    "freeze: dtype must be float32 or bfloat16, got ", dtype);
+  return dtype == at::kFloat ? Precision::kFloat32 : Precision::kBFloat16;
+}
+
+// A network of this config with shapes alone.
+Network skeleton(const Config& config, const Rewrites& rewrites) {
+  Model model(config);
+  dpt::for_each_tensor(model, [](const std::string&, Tensor& tensor, const TensorInfo& info) {
+    tensor = at::empty(info.shape, at::TensorOptions(at::kMeta).dtype(info.dtype));
+  });
+  return rewrite(model, rewrites);
+}
+
+// Pages of a mapped file that nobody needs any more; they would be read again.
+void drop_pages(const Tensor& tensor) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = (begin + tensor.nbytes()) / page * page;
+  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
+}  // namespace
+
+struct FrozenModel::State {
+  Network network;
+  FreezeOptions options;
+  std::map<std::string, std::string> metadata;
+  const Kernels& kernels = runtime::kernels(best_isa());
+
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Arena>> arenas;  // that no call uses now
+  struct Size {
+    int64_t height, width;
+    std::shared_ptr<const Geometry> geometry;
+  };
+  std::list<Size> sizes;  // the last one used first
+
+  State(Network network, const FreezeOptions& options)
+      : network(std::move(network)), options(options) {}
+
+  std::shared_ptr<const Geometry> geometry_of(int64_t height, int64_t width);
+  std::unique_ptr<Arena> arena();
+};
+
+std::shared_ptr<const Geometry> FrozenModel::State::geometry_of(int64_t height, int64_t width) {
+  const std::lock_guard lock(mutex);
+  for (auto it = sizes.begin(); it != sizes.end(); ++it) {
+    if (it->height == height && it->width == width) {
+      sizes.splice(sizes.begin(), sizes, it);
+      return it->geometry;
+    }
+  }
+  auto geometry = std::make_shared<Geometry>();
+  if (const auto& transformer = network.transformer) {
+    const int64_t patch = network.config.patch_size, grid = transformer->grid;
+    const Tensor square =
+        transformer->pos_embed.view({1, grid, grid, -1}).permute({0, 3, 1, 2});
+    geometry->pos_embed = resize_bilinear(square, height / patch, width / patch,
+                                          /*align_corners=*/false)
+                              .permute({0, 2, 3, 1})
+                              .flatten(0, 2)
+                              .contiguous();
+  }
+  sizes.push_front({height, width, geometry});
+  if (sizes.size() > kGeometries) sizes.pop_back();
+  return geometry;
+}
+
+std::unique_ptr<Arena> FrozenModel::State::arena() {
+  const std::lock_guard lock(mutex);
+  if (arenas.empty()) return std::make_unique<Arena>();
+  std::unique_ptr<Arena> last = std::move(arenas.back());
+  arenas.pop_back();
+  return last;
+}
+
+FrozenModel::FrozenModel(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
+  const Precision precision = precision_of(options.dtype);
+  Model named = model;
+  dpt::for_each_tensor(named, [](const std::string& name, Tensor& tensor, const TensorInfo&) {
+    TORCH_CHECK_VALUE(tensor.defined() && tensor.is_cpu(), "freeze: tensor '", name,
+                      "' must be on the CPU, got ",
+                      tensor.defined() ? c10::str(tensor.device()) : "none",
+                      "; move the model there first");
+  });
+  state_ = std::make_shared<State>(rewrite(model, options.rewrites), options);
+  for_each_tensor(state_->network, [](const std::string&, Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.to(at::kFloat);
+  });
+  pack(state_->network, state_->kernels, precision);
+}
+
+Output FrozenModel::operator()(const Tensor& images) const {
+  State& state = *state_;
+  TORCH_CHECK_VALUE(images.is_cpu(), "frozen model: images must be on the CPU, got ",
+                    images.device());
+  const Network& network = state.network;
+  TORCH_CHECK_VALUE(images.scalar_type() == at::kFloat,
+                    "frozen model: images must have the dtype of the model, Float, got ",
+                    images.scalar_type(), "; convert them with images.to()");
+  check_image(images, network.transformer ? network.config.patch_size : 32, at::kFloat);
+  const int64_t height = images.size(2), width = images.size(3);
+  const at::NoGradGuard no_grad;
+  const auto geometry = state.geometry_of(height, width);
+  std::unique_ptr<Arena> arena = state.arena();
+  const int threads = state.options.threads > 0 ? state.options.threads : at::get_num_threads();
+  Output output = run(network, state.kernels, *geometry, *arena, threads, images.contiguous());
+  arena->settle();
+  const std::lock_guard lock(state.mutex);
+  state.arenas.push_back(std::move(arena));
+  return output;
+}
+
+const Config& FrozenModel::config() const { return state_->network.config; }
+const FreezeOptions& FrozenModel::options() const { return state_->options; }
+const std::map<std::string, std::string>& FrozenModel::metadata() const { return state_->metadata; }
+
+void FrozenModel::save(const std::string& path,
+                       const std::map<std::string, std::string>& metadata) const {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for_each_tensor(state_->network, [&](const std::string& name, Tensor& tensor) {
+    if (tensor.defined()) tensors.emplace_back(name, tensor);
+  });
+  std::map<std::string, std::string> all = metadata;
+  all["format"] = kFormat;
+  all["format_version"] = std::to_string(kFormatVersion);
+  all["config"] = state_->network.config.to_json();
+  all["rewrites"] = json::dump(to_json(state_->network.rewrites));
+  all["dtype"] = name_of(state_->options.dtype);
+  write_safetensors(path, tensors, all);
+}
+
+FrozenModel FrozenModel::load(const std::string& path, int threads) {
+  Safetensors file = read_safetensors(path);
+  const auto entry = [&](const char* name) {
+    const auto found = file.metadata.find(name);
+    return found == file.metadata.end() ? std::string() : found->second;
+  };
+  TORCH_CHECK_VALUE(entry("format") == kFormat, "load: '", path,
+                    "' is no frozen model; models are frozen and saved by freeze and save");
+  TORCH_CHECK_VALUE(entry("format_version") == std::to_string(kFormatVersion), "load: '", path,
+                    "' has format_version ", entry("format_version"), ", and this library reads ",
+                    kFormatVersion, "; freeze the model anew");
+  FreezeOptions options{.threads = threads};
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    if (entry("dtype") == name_of(dtype)) options.dtype = dtype;
+  }
+  TORCH_CHECK_VALUE(entry("dtype") == name_of(options.dtype), "load: '", path, "' has dtype ",
+                    entry("dtype"), "; wanted float32 or bfloat16");
+  try {
+    options.rewrites = rewrites_of(json::parse(entry("rewrites")));
+  } catch (const json::Error& error) {
+    TORCH_CHECK_VALUE(false, "load: '", path, "': the rewrites are damaged: ", error.what());
+  }
+  auto state = std::make_shared<State>(
+      skeleton(Config::from_json(entry("config")), options.rewrites), options);
+  size_t used = 0;
+  for_each_tensor(state->network, [&](const std::string& name, Tensor& tensor) {
+    if (!tensor.defined()) return;
+    const auto found = file.tensors.find(name);
+    TORCH_CHECK_VALUE(found != file.tensors.end() && found->second.sizes() == tensor.sizes() &&
+                          found->second.scalar_type() == at::kFloat,
+                      "load: '", path, "': tensor '", name, "' must be float32 ", tensor.sizes(),
+                      ", got ",
+                      found == file.tensors.end() ? "none"
+                                                  : c10::str(found->second.scalar_type(), " ",
+                                                             found->second.sizes()),
+                      "; the file is damaged or of another version");
+    tensor = found->second;
+    ++used;
+  });
+  TORCH_CHECK_VALUE(used == file.tensors.size(), "load: '", path, "' has ",
+                    file.tensors.size() - used, " tensors more than its config has");
+  for (const char* own : {"format", "format_version", "config", "rewrites", "dtype"}) {
+    file.metadata.erase(own);
+  }
+  state->metadata = std::move(file.metadata);
+  file.tensors.clear();
+  pack(state->network, state->kernels, precision_of(options.dtype), drop_pages);
+  return FrozenModel(std::move(state));
+}
+
+FrozenModel freeze(const Model& model, const FreezeOptions& options) {
+  return FrozenModel(model, options);
+}
+
+}  // namespace dpt

@@ -1,0 +1,164 @@
+#include "dpt/runtime/packed.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace dpt::runtime {
+
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+// A factor [n, k] of a matrix product.
+void add_matrix(PackedProduct& packed, const Kernels& kernels, Precision precision,
+                const Tensor& matrix) {
+  const int64_t n = matrix.size(0), k = matrix.size(1);
+  Buffer& buffer = packed.buffers.emplace_back(kernels.packed_bytes(precision, k, n));
+  const Tensor rows = matrix.contiguous();
+  kernels.pack(precision, rows.const_data_ptr<float>(), k, n, buffer.data());
+  packed.weights.push_back({.precision = precision, .k = k, .n = n, .data = buffer.data()});
+}
+
+// Channels innermost, as in the maps: [n, c, kh, kw] to [n, kh * kw * c].
+Tensor as_matrix(const Tensor& weight) { return weight.permute({0, 2, 3, 1}).flatten(1); }
+
+std::shared_ptr<PackedProduct> packed(const Product& product, const Kernels& kernels,
+                                      Precision precision) {
+  auto packed = std::make_shared<PackedProduct>();
+  for (int64_t i = 0; i < product.weight.size(2); ++i) {
+    for (int64_t j = 0; j < product.weight.size(3); ++j) {
+      packed->taps.push_back({.dy = static_cast<int32_t>(i - product.above),
+                              .dx = static_cast<int32_t>(j - product.left)});
+    }
+  }
+  packed->run = product.weight.size(1);
+  for (const Tensor& group : product.weight.chunk(product.groups)) {
+    add_matrix(*packed, kernels, precision, as_matrix(group));
+  }
+  return packed;
+}
+
+// Of an image [B, 3, H, W] the rows of three planes, one below the other, are a map of one channel;
+// a row of a patch is `kernel` of its pixels in a run.
+std::shared_ptr<PackedProduct> packed_for_planes(const Product& product, const Kernels& kernels,
+                                                 Precision precision) {
+  auto packed = std::make_shared<PackedProduct>();
+  packed->run = product.weight.size(3);
+  add_matrix(*packed, kernels, precision, product.weight.flatten(1));
+  return packed;  // taps depend on the height
+}
+
+std::shared_ptr<PackedProduct> packed_winograd(const Product& product, const Kernels& kernels) {
+  auto packed = std::make_shared<PackedProduct>();
+  packed->winograd = true;
+  packed->run = product.channels();
+  Buffer& buffer =
+      packed->buffers.emplace_back(kernels.winograd_bytes(product.channels(), product.n()));
+  const Tensor weight = product.weight.contiguous();
+  kernels.winograd_pack(weight.const_data_ptr<float>(), product.channels(), product.n(),
+                        buffer.data());
+  return packed;
+}
+
+// The products of the nine taps, [9 * n, c]: number 3 * (dy + 1) + dx + 1 first.
+std::shared_ptr<PackedProduct> packed_taps(const Product& product, const Kernels& kernels,
+                                           Precision precision) {
+  auto packed = std::make_shared<PackedProduct>();
+  packed->taps = {{0, 0}};
+  packed->run = product.channels();
+  add_matrix(*packed, kernels, precision,
+             product.weight.permute({2, 3, 0, 1}).reshape({-1, product.channels()}));
+  return packed;
+}
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes) : size_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
+  data_.reset(std::aligned_alloc(kAlignment, std::max(size_, kAlignment)));
+  if (data_ == nullptr) throw std::bad_alloc();
+}
+
+void Buffer::Free::operator()(void* data) const { std::free(data); }
+
+void pack(Network& network, const Kernels& kernels, Precision precision,
+          const std::function<void(const Tensor&)>& done) {
+  const auto give = [&](Product& product, std::shared_ptr<const PackedProduct> packed) {
+    product.packed = std::move(packed);
+    if (done) done(product.weight);
+  };
+  const auto plain = [&](Product& product) {
+    if (product.defined()) give(product, packed(product, kernels, precision));
+  };
+  const auto planes = [&](Product& product) {
+    give(product, packed_for_planes(product, kernels, precision));
+  };
+  const auto same_size = [&](Product& product) {  // 3x3 of stride 1
+    if (network.rewrites.winograd && precision == Precision::kFloat32 && product.defined() &&
+        !product.border.defined()) {
+      give(product, packed_winograd(product, kernels));
+    } else {
+      plain(product);
+    }
+  };
+  const auto resized = [&](Product& product) {
+    if (network.rewrites.products_first) {
+      give(product, packed_taps(product, kernels, precision));
+    } else {
+      same_size(product);
+    }
+  };
+
+  if (network.stages) {
+    planes(network.stages->stem.conv);
+    for (auto& stage : network.stages->stages) {
+      for (Bottleneck& block : stage) {
+        plain(block.conv1.conv);
+        const Product& middle = block.conv2.conv;
+        if (middle.stride == 1 && middle.groups == 1) {
+          same_size(block.conv2.conv);
+        } else {
+          plain(block.conv2.conv);
+        }
+        plain(block.conv3.conv);
+        if (block.downsample) plain(block.downsample->conv);
+      }
+    }
+  }
+  if (network.transformer) {
+    if (network.stages) {
+      plain(network.transformer->patch_embed);
+    } else {
+      planes(network.transformer->patch_embed);
+    }
+    for (Block& block : network.transformer->blocks) {
+      for (Product* product : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) plain(*product);
+    }
+  }
+  for (Level& level : network.levels) {
+    for (Product* product : {&level.read, &level.read_token}) plain(*product);
+    if (level.project) plain(*level.project);
+    if (level.down) plain(*level.down);
+    same_size(level.input);
+    for (Product& phase : level.phases) plain(phase);
+  }
+  for (FusionLevel& level : network.fusion) {
+    if (level.unit1) {
+      same_size(level.unit1->conv1);
+      same_size(level.unit1->conv2);
+    }
+    same_size(level.unit2.conv1);
+    same_size(level.unit2.conv2);
+    if (level.project) plain(*level.project);
+  }
+  if (network.depth) {
+    resized(network.depth->conv1);
+    resized(network.depth->conv2);
+  }
+  if (network.segmentation) {
+    resized(network.segmentation->conv);
+    plain(network.segmentation->classify);
+  }
+}
+
+}  // namespace dpt::runtime

@@ -1,0 +1,19 @@
+// csrc/dpt/runtime/run.h -- the forward pass of a packed network.
+#pragma once
+
+#include "dpt/runtime/arena.h"
+#include "dpt/runtime/kernels.h"
+#include "dpt/runtime/network.h"
+
+namespace dpt::runtime {
+
+// What depends on the size of the patch grid alone.
+struct Geometry {
+  Tensor pos_embed;  // [h * w, D]
+};
+
+// The output for images [B, 3, H, W], float32 and contiguous, of a size that fits.
+Output run(const Network& network, const Kernels& kernels, const Geometry& geometry, Arena& arena,
+           int threads, const Tensor& images);
+
+}  // namespace dpt::runtime

@@ -1,0 +1,132 @@
+"""Networks that are ready to predict, and only that: the CPU runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self, cast, overload
+
+import torch
+from torch import Tensor
+
+from torchdpt import _C
+from torchdpt.classes import Classes
+from torchdpt.config import DPTConfig
+from torchdpt.image import ImageProcessor, is_count
+from torchdpt.predict import predict
+from torchdpt.stages import DPTOutput, as_output
+
+if TYPE_CHECKING:
+    from torchdpt.image import ImageLike
+    from torchdpt.prediction import Prediction
+
+
+class FrozenModel:
+    """A network that `DPTModel.freeze` made ready to predict on a CPU, or that `load` read.
+
+    Many threads may call it at once. The same input gives the same bits, with any number of threads.
+
+    Attributes:
+        config: The network's shape.
+        processor: How `predict` prepares photographs.
+        classes: What the classes of segmentation are called, or None.
+    """
+
+    def __init__(self, core: _C.FrozenModel, processor: ImageProcessor, classes: Classes | None) -> None:
+        self._core = core
+        self.config = DPTConfig.from_json(core.config())
+        self.processor = processor
+        self.classes = classes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors of products; results are float32."""
+        return self._core.dtype()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Self:
+        """Read a file that `save` wrote. Nothing in it is run.
+
+        Args:
+            path: The file.
+            threads: How many threads one call takes. Default: `torch.get_num_threads()` at the call.
+
+        Raises:
+            ValueError: if it is another file, a damaged one, or of another version of the format.
+        """
+        if threads is not None and not is_count(threads):
+            raise ValueError(f"load: threads must be an integer of at least 1, got {threads!r}")
+        core = _C.load_frozen(os.fspath(path), threads or 0)
+        try:
+            entries = {name: json.loads(core.metadata()[name]) for name in ("processor", "classes")}
+            processor = ImageProcessor(**entries["processor"])
+            classes = None if entries["classes"] is None else Classes.from_json(entries["classes"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: its processor or classes are damaged: {error}") from error
+        return cls(core, processor, classes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file with all that `load` needs, under a temporary name first.
+
+        Raises:
+            ValueError: if it cannot be written.
+        """
+        metadata = {
+            "processor": json.dumps(dataclasses.asdict(self.processor)),
+            "classes": json.dumps(None if self.classes is None else self.classes.to_json()),
+        }
+        self._core.save(os.fspath(path), metadata)
+
+    def __call__(self, images: Tensor) -> DPTOutput:
+        """Predict for images.
+
+        Args:
+            images: float32 [B, 3, H, W] on the CPU, as `DPTModel.forward` takes them.
+
+        Returns:
+            DPTOutput in float32, with what `config` has heads for.
+
+        Raises:
+            ValueError: if the images have another shape, dtype or device.
+        """
+        return as_output(self.config, self._core.run(images.detach()))
+
+    def _run(self, images: Tensor) -> DPTOutput:
+        return self(images)
+
+    @overload
+    def predict(
+        self,
+        image: ImageLike,
+        *,
+        size: tuple[int, int] | None = ...,
+        input_size: int | tuple[int, int] | None = ...,
+        resize: str | None = ...,
+        batch_size: int = ...,
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        image: list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        size: tuple[int, int] | None = ...,
+        input_size: int | tuple[int, int] | None = ...,
+        resize: str | None = ...,
+        batch_size: int = ...,
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        size: tuple[int, int] | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        resize: str | None = None,
+        batch_size: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Predict for a photograph or a list of them; see `DPTModel.predict`."""
+        several = isinstance(image, list | tuple)
+        images = cast("Sequence[ImageLike]", image if several else [image])
+        predictions = predict(self, images, size=size, input_size=input_size, resize=resize, batch_size=batch_size)
+        return predictions if several else predictions[0]

@@ -1,0 +1,79 @@
+// Frozen models without Python; their numbers over the whole family: tests/python/test_frozen.py.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
+#include "dpt/runtime/arena.h"
+#include "dpt/runtime/frozen_model.h"
+#include "runtime_networks.h"
+
+namespace {
+
+using dpt::Tensor;
+
+double error(const Tensor& got, const Tensor& want) {
+  return ((got - want).abs().max() / (want.max() - want.min())).item<double>();
+}
+
+TEST(FrozenModel, IsTheModel) {
+  const torch::NoGradGuard no_grad;
+  for (const dpt::Config& config : runtime_test::transformers()) {
+    torch::manual_seed(0);
+    const dpt::Model model = runtime_test::random_model(config, at::kFloat);
+    const dpt::FrozenModel frozen = dpt::freeze(model);
+    const Tensor images = torch::randn({2, 3, 48, 80});
+    const dpt::Output got = frozen(images), want = model(images);
+    EXPECT_LT(error(got.depth, want.depth), 1e-4);  // of two roundings, at random weights twice as large
+    ASSERT_EQ(got.logits.defined(), want.logits.defined());
+    if (want.logits.defined()) {
+      EXPECT_LT(error(got.logits, want.logits), 1e-4);
+    }
+  }
+}
+
+TEST(FrozenModel, FileGivesTheSameBitsToManyThreads) {
+  const std::string path = testing::TempDir() + "/frozen_model_test";
+  const dpt::Model model = runtime_test::random_model(runtime_test::small(), at::kFloat);
+  const dpt::FrozenModel frozen = dpt::freeze(model, {.threads = 1});
+  frozen.save(path, {{"who", "a test"}});
+  const dpt::FrozenModel loaded = dpt::FrozenModel::load(path, 2);
+  std::filesystem::remove(path);  // its mapping stays
+  EXPECT_EQ(loaded.metadata().at("who"), "a test");
+  EXPECT_EQ(loaded.config(), frozen.config());
+  const Tensor images = torch::randn({1, 3, 64, 96});
+  const Tensor want = frozen(images).depth;
+  std::vector<std::thread> threads;
+  std::atomic<int> equal = 0;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (int j = 0; j < 3; ++j) equal += torch::equal(loaded(images).depth, want);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(equal, 24);
+}
+
+TEST(Arena, IsOneBlockAfterTheFirstPass) {
+  dpt::runtime::Arena arena;
+  const auto pass = [&] {
+    const dpt::runtime::Arena::Scope scope(arena);
+    float* first = arena.floats(100);
+    float* inner;
+    {
+      const dpt::runtime::Arena::Scope scope(arena);
+      inner = arena.floats(1000);
+      inner[999] = 1;
+    }
+    float* second = arena.floats(10);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(second) % 64, 0U);
+    return std::pair{second - first, inner == second};
+  };
+  pass();
+  arena.settle();
+  EXPECT_EQ(pass(), (std::pair{ptrdiff_t{112}, true}));  // 100 floats and 12 to align the next
+}
+
+}  // namespace
