@@ -86,6 +86,8 @@ GROUPS = {
         "protocols.OrdinalProtocol",
         "protocols.SegmentationProtocol",
         "protocols.kb_crop",
+        "protocols.more_is_better",
+        "protocols.single_scale",
         "protocols.to_json",
         "metrics.DepthMetrics",
         "metrics.DepthResult",

@@ -1,5 +1,5 @@
-// csrc/bindings/module.cpp -- torchdpt._C: configs, files, frozen models. The network itself crosses
-// as operators (torch.ops.dpt).
+// csrc/bindings/module.cpp -- torchdpt._C: configs, files, frozen models. The network itself
+// crosses as operators (torch.ops.dpt).
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -110,8 +110,8 @@ Model model_of(const std::string& config, const std::map<std::string, Tensor>& t
     const auto found = tensors.find(name);
     TORCH_CHECK_VALUE(
         found != tensors.end() && found->second.sizes() == at::IntArrayRef(info.shape),
-        "the model's tensor '", name, "' must have shape ", at::IntArrayRef(info.shape),
-        ", got ", found == tensors.end() ? "none" : c10::str(found->second.sizes()));
+        "the model's tensor '", name, "' must have shape ", at::IntArrayRef(info.shape), ", got ",
+        found == tensors.end() ? "none" : c10::str(found->second.sizes()));
     tensor = found->second;
   });
   return model;
@@ -145,7 +145,8 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
 using Metadata = std::map<std::string, std::string>;
 
 dpt::FrozenModel freeze(const std::string& config, const std::map<std::string, Tensor>& tensors,
-                        at::ScalarType dtype, int threads, const std::vector<std::string>& without) {
+                        at::ScalarType dtype, int threads,
+                        const std::vector<std::string>& without) {
   dpt::FreezeOptions options{.dtype = dtype, .threads = threads};
   const std::map<std::string, bool dpt::runtime::Rewrites::*> switches{
       {"fold_project", &dpt::runtime::Rewrites::fold_project},
@@ -174,7 +175,7 @@ std::vector<Tensor> run(const dpt::FrozenModel& model, const Tensor& images) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =
-      "Bindings of libdpt: configs and files. Importing it registers the operators "
+      "Bindings of libdpt: configs, files, frozen models. Importing it registers the operators "
       "torch.ops.dpt.*.";
   // The wrapper turns errors of LibTorch into their Python kinds; "no_gil" lets other threads run
   // meanwhile.

@@ -66,19 +66,19 @@ inline std::vector<dpt::Config> family() {
 inline dpt::Model random_model(const dpt::Config& config, at::ScalarType dtype) {
   const torch::NoGradGuard no_grad;
   dpt::Model model(config);
-  dpt::for_each_tensor(model, [&](const std::string& name, dpt::Tensor& tensor,
-                                  const dpt::TensorInfo& info) {
-    tensor = dpt::make_initial(info);
-    if (info.dtype != at::kFloat) return;
-    tensor = tensor.to(dtype);
-    if (name.ends_with("running_var")) {
-      tensor.uniform_(0.5, 2);
-    } else if (info.init.kind == dpt::Init::Kind::kConstant) {
-      tensor += 0.3 * torch::randn_like(tensor);
-    } else {
-      tensor *= 2;  // so that what is wrong shows
-    }
-  });
+  dpt::for_each_tensor(
+      model, [&](const std::string& name, dpt::Tensor& tensor, const dpt::TensorInfo& info) {
+        tensor = dpt::make_initial(info);
+        if (info.dtype != at::kFloat) return;
+        tensor = tensor.to(dtype);
+        if (name.ends_with("running_var")) {
+          tensor.uniform_(0.5, 2);
+        } else if (info.init.kind == dpt::Init::Kind::kConstant) {
+          tensor += 0.3 * torch::randn_like(tensor);
+        } else {
+          tensor *= 2;  // so that what is wrong shows
+        }
+      });
   return model;
 }
 

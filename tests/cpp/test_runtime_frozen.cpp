@@ -26,7 +26,8 @@ TEST(FrozenModel, IsTheModel) {
     const dpt::FrozenModel frozen = dpt::freeze(model);
     const Tensor images = torch::randn({2, 3, 48, 80});
     const dpt::Output got = frozen(images), want = model(images);
-    EXPECT_LT(error(got.depth, want.depth), 1e-4);  // of two roundings, at random weights twice as large
+    EXPECT_LT(error(got.depth, want.depth),
+              1e-4);  // of two roundings, at random weights twice as large
     ASSERT_EQ(got.logits.defined(), want.logits.defined());
     if (want.logits.defined()) {
       EXPECT_LT(error(got.logits, want.logits), 1e-4);

@@ -13,8 +13,8 @@ namespace runtime = dpt::runtime;
 // --- what the layers of a rewritten network mean ---
 
 // Rows and columns of the output that read before the first or behind the last row of the input.
-Tensor border_map(const runtime::Product& product, int64_t height, int64_t width, int64_t out_height,
-                  int64_t out_width) {
+Tensor border_map(const runtime::Product& product, int64_t height, int64_t width,
+                  int64_t out_height, int64_t out_width) {
   std::vector<Tensor> rows;
   for (int64_t y = 0; y < out_height; ++y) {
     std::vector<Tensor> row;
@@ -33,7 +33,8 @@ Tensor border_map(const runtime::Product& product, int64_t height, int64_t width
 // [B, c, H, W] -> [B, n, ceil(H / stride), ceil(W / stride)].
 Tensor convolve(const runtime::Product& product, const Tensor& x) {
   const int64_t height = x.size(2), width = x.size(3), stride = product.stride;
-  const int64_t out_height = (height + stride - 1) / stride, out_width = (width + stride - 1) / stride;
+  const int64_t out_height = (height + stride - 1) / stride,
+                out_width = (width + stride - 1) / stride;
   const int64_t below = (out_height - 1) * stride + product.weight.size(2) - product.above - height;
   const int64_t right = (out_width - 1) * stride + product.weight.size(3) - product.left - width;
   const Tensor padded = torch::constant_pad_nd(x, {product.left, right, product.above, below});
@@ -78,8 +79,8 @@ std::vector<Tensor> taps_of(const runtime::Transformer& transformer, const Tenso
   const int64_t batch = grid.size(0), width = grid.size(1), side = transformer.grid;
   const Tensor square = transformer.pos_embed.view({1, side, side, width}).permute({0, 3, 1, 2});
   const Tensor patches = grid + resized(square, grid.size(2), grid.size(3), false);
-  Tensor x = torch::cat({transformer.prefix.expand({batch, -1, -1}),
-                         patches.flatten(2).transpose(1, 2)}, 1);
+  Tensor x = torch::cat(
+      {transformer.prefix.expand({batch, -1, -1}), patches.flatten(2).transpose(1, 2)}, 1);
   std::vector<Tensor> taps;
   for (size_t i = 0; taps.size() < transformer.taps.size(); ++i) {
     const runtime::Block& block = transformer.blocks[i];
@@ -114,8 +115,8 @@ Tensor level_map(const runtime::Level& level, const Tensor& tap, int64_t prefix,
   if (level.up.defined()) x = torch::conv_transpose2d(x, level.up, level.up_bias, level.factor);
   if (level.phases.empty()) return convolve(level.input, x);
   const int64_t s = level.factor;
-  Tensor out = torch::empty({x.size(0), level.phases[0].n(), s * x.size(2), s * x.size(3)},
-                            x.options());
+  Tensor out =
+      torch::empty({x.size(0), level.phases[0].n(), s * x.size(2), s * x.size(3)}, x.options());
   for (int64_t p = 0; p < s; ++p) {
     for (int64_t q = 0; q < s; ++q) {
       out.slice(2, p, {}, s).slice(3, q, {}, s).copy_(convolve(level.phases[s * p + q], x));
@@ -195,7 +196,7 @@ TEST(Rewrites, EachAloneIsExact) {
                                .phases = false,
                                .products_first = false,
                                .winograd = false};
-  for (bool runtime::Rewrites::*one :
+  for (bool runtime::Rewrites::* one :
        {&runtime::Rewrites::fold_project, &runtime::Rewrites::fold_level_project,
         &runtime::Rewrites::phases}) {
     runtime::Rewrites rewrites = none;

@@ -46,9 +46,7 @@ Rewrites rewrites_of(const json::Value& value) {
           .winograd = flag("winograd")};
 }
 
-const char* name_of(at::ScalarType dtype) {
-  return dtype == at::kFloat ? "float32" : "bfloat16";
-}
+const char* name_of(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }
 
 Precision precision_of(at::ScalarType dtype) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16,
@@ -108,8 +106,7 @@ std::shared_ptr<const Geometry> FrozenModel::State::geometry_of(int64_t height, 
   auto geometry = std::make_shared<Geometry>();
   if (const auto& transformer = network.transformer) {
     const int64_t patch = network.config.patch_size, grid = transformer->grid;
-    const Tensor square =
-        transformer->pos_embed.view({1, grid, grid, -1}).permute({0, 3, 1, 2});
+    const Tensor square = transformer->pos_embed.view({1, grid, grid, -1}).permute({0, 3, 1, 2});
     geometry->pos_embed = resize_bilinear(square, height / patch, width / patch,
                                           /*align_corners=*/false)
                               .permute({0, 2, 3, 1})
@@ -135,10 +132,9 @@ FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
   const Precision precision = precision_of(options.dtype);
   Model named = model;
   dpt::for_each_tensor(named, [](const std::string& name, Tensor& tensor, const TensorInfo&) {
-    TORCH_CHECK_VALUE(tensor.defined() && tensor.is_cpu(), "freeze: tensor '", name,
-                      "' must be on the CPU, got ",
-                      tensor.defined() ? c10::str(tensor.device()) : "none",
-                      "; move the model there first");
+    TORCH_CHECK_VALUE(
+        tensor.defined() && tensor.is_cpu(), "freeze: tensor '", name, "' must be on the CPU, got ",
+        tensor.defined() ? c10::str(tensor.device()) : "none", "; move the model there first");
   });
   state_ = std::make_shared<State>(rewrite(model, options.rewrites), options);
   for_each_tensor(state_->network, [](const std::string&, Tensor& tensor) {
@@ -219,9 +215,9 @@ FrozenModel FrozenModel::load(const std::string& path, int threads) {
                           found->second.scalar_type() == at::kFloat,
                       "load: '", path, "': tensor '", name, "' must be float32 ", tensor.sizes(),
                       ", got ",
-                      found == file.tensors.end() ? "none"
-                                                  : c10::str(found->second.scalar_type(), " ",
-                                                             found->second.sizes()),
+                      found == file.tensors.end()
+                          ? "none"
+                          : c10::str(found->second.scalar_type(), " ", found->second.sizes()),
                       "; the file is damaged or of another version");
     tensor = found->second;
     ++used;

@@ -35,8 +35,7 @@ class DPT_API FrozenModel {
 
   // One safetensors file: the folded tensors, in the metadata the config, "format_version" and
   // what the caller adds. Written to a temporary name first.
-  void save(const std::string& path,
-            const std::map<std::string, std::string>& metadata = {}) const;
+  void save(const std::string& path, const std::map<std::string, std::string>& metadata = {}) const;
 
   // Reads such a file; tensors are packed one by one. Throws (ValueError in Python) for another
   // file, another format_version, or tensors that do not fit the config.

@@ -2,8 +2,8 @@
 //
 // No torch here: raw pointers, and no allocation. A kernel's work is cut into units that do not
 // depend on the number of threads, and `begin, end` says which units a call does; so the result has
-// the same bits however the units are shared out. Maps are float32, [batch, height, width, channels]
-// with channels next to each other; tokens are maps of one row.
+// the same bits however the units are shared out. Maps are float32, [batch, height, width,
+// channels] with channels next to each other; tokens are maps of one row.
 //
 // The kernels are compiled once for each instruction set, from the same sources; `kernels(Isa)`
 // gives the table of one of them.
@@ -48,8 +48,8 @@ enum class Precision { kFloat32, kBFloat16, kInt8 };
 enum class Load {
   kPlain,
   kRelu,
-  kLayerNorm,   // (x - mean) / sqrt(variance + eps) over its `run` channels; one tap
-  kAffine,      // x * scale + shift, [batch, run]
+  kLayerNorm,  // (x - mean) / sqrt(variance + eps) over its `run` channels; one tap
+  kAffine,     // x * scale + shift, [batch, run]
   kAffineRelu,
 };
 
@@ -85,9 +85,9 @@ struct Convolution {
   int64_t batch = 1, out_height = 1, out_width = 1;
   float* out = nullptr;
   Strides out_strides{};
-  const float* bias = nullptr;    // [n]
-  // [16, n]: a bias by where the pixel is, at number 4 * r + c with r = 1 in the first row plus 2 in
-  // the last one, and c likewise of columns.
+  const float* bias = nullptr;  // [n]
+  // [16, n]: a bias by where the pixel is, at number 4 * r + c with r = 1 in the first row plus 2
+  // in the last one, and c likewise of columns.
   const float* border = nullptr;
   Activation activation = Activation::kNone;
   const float* add = nullptr;  // may be `out` itself

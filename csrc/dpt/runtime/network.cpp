@@ -201,9 +201,8 @@ Network rewrite(const Model& model, const Rewrites& rewrites) {
                               .inversion = head->inversion};
   }
   if (const auto& head = model.head.segmentation) {
-    network.segmentation =
-        SegmentationHead{.conv = fold_norm(product(head->conv), head->norm),
-                         .classify = product(head->classify)};
+    network.segmentation = SegmentationHead{.conv = fold_norm(product(head->conv), head->norm),
+                                            .classify = product(head->classify)};
   }
   // Interpolation and the 1x1 convolution commute: the weights of an interpolation sum to one.
   std::optional<Product>& last = network.fusion[0].project;
@@ -216,7 +215,8 @@ Network rewrite(const Model& model, const Rewrites& rewrites) {
   }
   for (FusionLevel& level : network.fusion) level = narrowed(std::move(level), dtype);
   if (network.depth) network.depth = narrowed(std::move(*network.depth), dtype);
-  if (network.segmentation) network.segmentation = narrowed(std::move(*network.segmentation), dtype);
+  if (network.segmentation)
+    network.segmentation = narrowed(std::move(*network.segmentation), dtype);
   return network;
 }
 

@@ -33,9 +33,9 @@ struct Product {
   }
 };
 
-// Pre-norm transformer block. The gains and shifts of the two normalisations are in qkv and fc1, the
-// scale of the scores is in the queries' part of qkv, the values' bias is in proj, and the keys have
-// none, since softmax takes it off.
+// Pre-norm transformer block. The gains and shifts of the two normalisations are in qkv and fc1,
+// the scale of the scores is in the queries' part of qkv, the values' bias is in proj, and the keys
+// have none, since softmax takes it off.
 struct Block {
   Product qkv, proj, fc1, fc2;
 
@@ -115,7 +115,7 @@ struct Level {
   // Of a convolutional stage: the map is what the stage gave, and only `input` is left.
   bool convolutional = false;
   ReadMode readout = ReadMode::kIgnore;
-  Product read{}, read_token{};  // kProject: GELU(read(patch) + read_token(readout token))
+  Product read{}, read_token{};      // kProject: GELU(read(patch) + read_token(readout token))
   std::optional<Product> project{};  // 1x1
   // Towards a finer grid: either `up` [C, C, s, s] and its bias, or s * s phases of `input`.
   int64_t factor = 1;
@@ -166,7 +166,7 @@ struct FusionLevel {
 };
 
 struct DepthHead {
-  Product conv1, conv2;  // 3x3, each of a map that was resized to twice its size
+  Product conv1, conv2;      // 3x3, each of a map that was resized to twice its size
   Tensor dot{}, dot_bias{};  // the last 1x1 convolution, [n] and [1]
   bool align_corners = true;
   std::optional<Inversion> inversion{};
@@ -212,7 +212,7 @@ struct DPT_API Network {
   std::optional<Transformer> transformer{};
   std::vector<Level> levels{};        // finest first
   std::vector<FusionLevel> fusion{};  // finest first
-  bool relu_skip = false;            // units add the ReLU of their input
+  bool relu_skip = false;             // units add the ReLU of their input
   std::optional<DepthHead> depth{};
   std::optional<SegmentationHead> segmentation{};
 

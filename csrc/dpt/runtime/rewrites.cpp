@@ -93,8 +93,7 @@ std::vector<Product> fold_up(const Tensor& up, const Tensor& up_bias, const Prod
         }
       }
       phase.bias = conv.bias;
-      phase.border =
-          border_of(at::stack(cells).view({kh, kw, n}), phase.above, phase.left);
+      phase.border = border_of(at::stack(cells).view({kh, kw, n}), phase.above, phase.left);
       phases.push_back(std::move(phase));
     }
   }

@@ -555,7 +555,8 @@ struct Runner {
     const Tensor map = at::from_blob(y.data, {fused.batch, h, w, y.channels}, at::kFloat);
     Tensor values = (at::matmul(map, head.dot) + head.dot_bias).relu();
     if (head.inversion) {
-      values = (values * head.inversion->scale + head.inversion->shift).clamp_min(1e-8).reciprocal();
+      values =
+          (values * head.inversion->scale + head.inversion->shift).clamp_min(1e-8).reciprocal();
     }
     return result.copy_(values);
   }
@@ -602,8 +603,8 @@ struct Runner {
       const Map x = embed(transformer, images, network.stages ? &stage_maps.back() : nullptr, h, w);
       size_t next = 0;
       for (size_t i = maps.size() - transformer.taps.size(), block = 0; i < maps.size(); ++block) {
-        transform(transformer.blocks[block], transformer.heads,
-                  static_cast<float>(transformer.eps), x);
+        transform(transformer.blocks[block], transformer.heads, static_cast<float>(transformer.eps),
+                  x);
         if (static_cast<int64_t>(block) == transformer.taps[next]) {
           reassemble(network.levels[i], x, prefix, h, w, maps[i]);
           ++i;
