@@ -72,15 +72,20 @@ struct BFloat16Product {
 
 // a and b are pairs of int16: sum + a0 * b0 + a1 * b1.
 inline IntVec add_pairs(IntVec sum, IntVec a, IntVec b) {
+#if defined(__x86_64__)
 #if defined(__AVX512BW__)
-  return sum + reinterpret_cast<IntVec>(
-                   _mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  sum += reinterpret_cast<IntVec>(
+      _mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX2__)
-  return sum + reinterpret_cast<IntVec>(
-                   _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
-#elif defined(__x86_64__)
-  return sum + reinterpret_cast<IntVec>(
-                   _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+  sum += reinterpret_cast<IntVec>(
+      _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  sum += reinterpret_cast<IntVec>(
+      _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#endif
+  // Integer sums may be regrouped, and the compiler does until the registers run out.
+  asm("" : "+v"(sum));
+  return sum;
 #else
   return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 #endif
