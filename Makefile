@@ -59,7 +59,7 @@ test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # --- checks -----------------------------------------------------------------------------------------------------------
-cpp_files = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+cpp_files = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.inl')
 
 lint: $(VENV)/dev
 	$(bin)/ruff check .

@@ -21,7 +21,8 @@ constexpr int kWidth = 4;
 
 using Vec = float __attribute__((vector_size(kWidth * sizeof(float))));
 using IntVec = int32_t __attribute__((vector_size(kWidth * sizeof(float))));
-using UnalignedVec = float __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
+using UnalignedVec =
+    float __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
