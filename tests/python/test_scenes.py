@@ -55,7 +55,7 @@ def test_normals_are_those_of_the_depth() -> None:
         # Surfaces are seen from outside.
         assert ((scene.normals * rays).sum(-1)[scene.labels != SKY] <= 1e-5).all()
     assert total > 40 * 2000
-    assert right > 0.98 * total  # the rest: parallel surfaces, one before the other
+    assert right > 0.97 * total  # the rest: parallel surfaces, one before the other
 
 
 def test_every_class_appears() -> None:

@@ -91,6 +91,17 @@ Vec color_at(const Material& material, Vec p) {
       t = u < 0.06F || v < 0.1F ? 1 : 0.35F * lattice(whole(along), brick);
       break;
     }
+    case Texture::kPatches: {  // print and labels: rectangles of rectangles
+      const float bend = noise(p, seed);
+      const Vec coarse = p + Vec{bend, bend, bend}, fine = 3 * p;
+      const auto cell = [&](Vec q, uint32_t base) {
+        return lattice(whole(q.x), hash(static_cast<uint32_t>(whole(q.y)) +
+                                        hash(static_cast<uint32_t>(whole(q.z)) + base)));
+      };
+      t = cell(coarse, seed);
+      if (t > 0.5F) t = between(t, cell(fine, seed + 1), 0.7F);
+      break;
+    }
   }
   const float grain = 0.9F + 0.2F * noise(9 * p, seed + 77);
   return grain * mix(material.color, material.second, t);

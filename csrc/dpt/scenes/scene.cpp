@@ -1,6 +1,7 @@
 // csrc/dpt/scenes/scene.cpp -- random numbers, and scenes made from them.
 #include "dpt/scenes/scene.h"
 
+#include <algorithm>
 #include <numbers>
 
 namespace dpt::scenes {
@@ -52,7 +53,11 @@ Vec any_color(Random& random) {
 
 Material any_material(Random& random, float size) {
   Material m;
-  m.texture = static_cast<Texture>(random.below(7));
+  // Most things have no pattern.
+  const float kind = random.uniform();
+  m.texture = kind < 0.35F   ? Texture::kPlain
+              : kind < 0.55F ? Texture::kNoise
+                             : static_cast<Texture>(2 + random.below(6));
   m.color = any_color(random);
   m.second = random.chance(0.5F) ? any_color(random) : random.uniform(0.4F, 0.9F) * m.color;
   m.scale = random.uniform(1, 8) / size;
@@ -100,6 +105,34 @@ void put_on(Scene& scene, Random& random, Vec at, float size) {
     const Vec half{radius, size * random.uniform(0.3F, 1) / 2, radius};
     scene.objects.push_back(
         thing(Shape::kCylinder, kCylinder, at - Vec{0, half.y, 0}, half, {}, material));
+  }
+}
+
+// Many parts in a few materials, about `size` across, on the ground at `at`: a machine, a heap.
+void put_assembly(Scene& scene, Random& random, Vec at, float size) {
+  const Mat axes = turned(random);
+  const Vec half{size / 2, size * random.uniform(0.25F, 0.6F), size * random.uniform(0.1F, 0.5F)};
+  std::array<Material, 3> materials;
+  for (Material& material : materials) material = any_material(random, size / 2);
+  for (auto left = 4 + random.below(14); left > 0; --left) {
+    const float part = size * random.uniform(0.05F, 0.3F);
+    Vec sides{part * random.uniform(0.3F, 1), part * random.uniform(0.3F, 1),
+              part * random.uniform(0.3F, 1)};
+    const auto form = random.below(4);
+    const bool rod = form == 0, wheel = form == 1 && random.chance(0.5F);
+    if (rod) sides = {0.08F * part, 2 * part, 0.08F * part};
+    if (wheel) sides = {part, 0.2F * part, part};
+    const float high = wheel ? part : part * random.uniform(0.5F, 1);
+    const Vec offset{random.uniform(-1, 1) * (half.x - part), 0,
+                     random.uniform(-1, 1) * std::fmax(0.0F, half.z - part)};
+    const float up = wheel || random.chance(0.25F) ? high : random.uniform(high, 2 * half.y);
+    const Shape shape = rod || wheel || form == 1 ? Shape::kCylinder
+                        : form == 2               ? Shape::kBox
+                                                  : Shape::kEllipsoid;
+    const Label label = shape == Shape::kCylinder ? kCylinder : shape == Shape::kBox ? kBox : kBall;
+    const Mat own = wheel ? rotation(kPi / 2, 0, 0) : random.chance(0.4F) ? Mat{} : tumbled(random);
+    scene.objects.push_back(thing(shape, label, at + axes * offset - Vec{0, up, 0}, sides,
+                                  axes * own, materials[random.below(3)]));
   }
 }
 
@@ -196,6 +229,22 @@ void make_room(Scene& scene, Random& random) {
   for (auto left = 2 + random.below(10); left > 0; --left) {
     put_on(scene, random, place(), random.uniform(0.2F, 1.5F));
   }
+  if (random.chance(0.55F)) {  // what the picture is of
+    const Vec ahead = normalized({scene.view.z.x, 0, scene.view.z.z});
+    const float distance = random.uniform(1, 3);
+    Vec at = scene.camera + distance * ahead;
+    at = {std::clamp(at.x, -0.9F * half.x, 0.9F * half.x), 0,
+          std::clamp(at.z, -0.9F * half.z, 0.9F * half.z)};
+    put_assembly(scene, random, at, distance * random.uniform(0.4F, 1));
+  }
+  if (random.chance(0.5F)) {  // things along the wall at the back
+    for (auto left = 4 + random.below(16); left > 0; --left) {
+      const Vec at{random.uniform(-0.95F, 0.95F) * half.x,
+                   -std::fmax(0.0F, random.uniform(-1.5F, 1.5F)),
+                   half.z - random.uniform(0.05F, 0.5F)};
+      put_on(scene, random, at, random.uniform(0.15F, 0.9F));
+    }
+  }
   if (random.chance(0.5F)) {
     put_shelf(scene, random, {random.uniform(-0.7F, 0.7F) * half.x, 0, half.z - 0.26F}, {});
   }
@@ -222,34 +271,51 @@ void make_table_top(Scene& scene, Random& random) {
   const float extent = random.uniform(0.2F, 0.7F);
   scene.objects.push_back(
       thing(Shape::kBox, kTable, {0, 0.05F, 0},
-            {extent * random.uniform(1.5F, 4), 0.05F, extent * random.uniform(1.5F, 4)},
+            {extent * random.uniform(1.1F, 3.5F), 0.05F, extent * random.uniform(1.1F, 3.5F)},
             turned(random), any_material(random, extent)));
   Object room = thing(Shape::kRoom, kFloor, {0, -0.6F, 0}, {4, 1.4F, 4}, turned(random),
                       any_material(random, 1.5F));
   room.walls = any_material(random, 2);
   room.ceiling = any_material(random, 3);
   scene.objects.push_back(room);
-  if (random.chance(0.4F)) {  // the tray
-    const float rim = extent * random.uniform(0.2F, 0.8F) / 2;
-    const Material material = any_material(random, extent);
+  if (random.chance(0.5F)) {  // the tray
+    const float rim = extent * random.uniform(0.1F, 0.8F) / 2, wide = random.uniform(0.6F, 1.1F),
+                thick = extent * random.uniform(0.01F, 0.1F);
+    const Material material = any_material(random, 2 * extent);
     for (const float side : {-1.0F, 1.0F}) {
+      scene.objects.push_back(thing(Shape::kBox, kBox, {side * extent, -rim, 0},
+                                    {thick, rim, wide * extent}, {}, material));
+      scene.objects.push_back(thing(Shape::kBox, kBox, {0, -rim, side * wide * extent},
+                                    {extent, rim, thick}, {}, material));
+    }
+    if (random.chance(0.7F)) {
       scene.objects.push_back(
-          thing(Shape::kBox, kBox, {side * extent, -rim, 0}, {0.01F, rim, extent}, {}, material));
-      scene.objects.push_back(
-          thing(Shape::kBox, kBox, {0, -rim, side * extent}, {extent, rim, 0.01F}, {}, material));
+          thing(Shape::kBox, kBox, {}, {extent, 0.01F * extent, wide * extent}, {}, material));
     }
   }
   for (auto left = 4 + random.below(18); left > 0; --left) {
     const Vec at{random.uniform(-0.9F, 0.9F) * extent, 0, random.uniform(-0.9F, 0.9F) * extent};
-    const float size = extent * random.uniform(0.15F, 0.6F);
+    const float size = extent * random.uniform(0.15F, 0.8F);
+    if (random.chance(0.1F)) {
+      put_assembly(scene, random, at, size);
+      continue;
+    }
     put_on(scene, random, at, size);
+    if (random.chance(0.4F)) {  // books, bags, sheets
+      Object& last = scene.objects.back();
+      last.size = {0.5F * size, size * random.uniform(0.02F, 0.15F),
+                   size * random.uniform(0.2F, 0.5F)};
+      last.axes = rotation(random.uniform(-0.4F, 0.4F), random.uniform(-kPi, kPi), 0);
+      last.centre.y = -random.uniform(0, 0.3F) * extent;
+      continue;
+    }
     if (random.chance(0.5F)) {  // fallen over, on other things
       Object& last = scene.objects.back();
       last.axes = tumbled(random);
       last.centre.y -= random.uniform(0, 0.5F) * extent;
     }
   }
-  const float distance = extent * random.uniform(1.6F, 3.5F), pitch = random.uniform(20, 85);
+  const float distance = extent * random.uniform(1.3F, 3.2F), pitch = random.uniform(15, 90);
   scene.view =
       rotation(degrees(-pitch), degrees(random.uniform(-180, 180)), degrees(random.uniform(-8, 8)));
   const Vec target{random.uniform(-0.2F, 0.2F) * extent, -0.1F * extent,
@@ -281,6 +347,10 @@ void make_street(Scene& scene, Random& random) {
   for (auto left = 2 + random.below(8); left > 0; --left) {
     put_on(scene, random, {random.uniform(-6, 6), 0, random.uniform(3, 30)},
            random.uniform(0.4F, 2.5F));
+  }
+  if (random.chance(0.4F)) {
+    put_assembly(scene, random, {random.uniform(-2, 2), 0, random.uniform(3, 8)},
+                 random.uniform(1, 4));
   }
   scene.horizon =
       hue(random.uniform(0.5F, 0.65F), random.uniform(0, 0.3F), random.uniform(0.6F, 1));

@@ -58,7 +58,7 @@ class Random {
 // --- what a scene is made of ---
 
 enum class Shape { kBox, kEllipsoid, kCylinder, kRoom };  // a room is a box seen from inside
-enum class Texture { kPlain, kNoise, kChecker, kStripes, kSpots, kWood, kBricks };
+enum class Texture { kPlain, kNoise, kChecker, kStripes, kSpots, kWood, kBricks, kPatches };
 
 // Classes, in the order of names in python/torchdpt/scenes.py.
 enum Label : uint8_t {
