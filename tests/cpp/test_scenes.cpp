@@ -80,7 +80,7 @@ TEST(Scenes, BallHasTheDepthOfASphere) {
 
 TEST(Scenes, TurnedBoxShowsAPlane) {
   // Its face z = 4 - 0.5 in axes that are turned by 30 degrees about y, seen wherever it fills.
-  const Mat axes = rotation(0, 0.5235988F, 0);
+  const Mat axes = rotation({0, 0.5235988F, 0});
   const Scene scene = with(make(Shape::kBox, {0, 0, 4}, {3, 3, 0.5F}, axes));
   const Rendered out(scene, 24, 24);
   const Vec normal = -1.0F * axes.z, point = Vec{0, 0, 4} - 0.5F * axes.z;
@@ -111,7 +111,7 @@ TEST(Scenes, CylinderHasSideAndCaps) {
   const Rendered side(scene, 33, 33);
   EXPECT_NEAR(side.depth[16 * 33 + 16], 2.5, 1e-4);
   EXPECT_NEAR(side.normal(16 * 33 + 16).z, -1, 1e-4);
-  scene.view = rotation(-1.5707963F, 0, 0);  // looks down
+  scene.view = rotation({-1.5707963F, 0, 0});  // looks down
   scene.camera = {0, -3, 3};
   const Rendered cap(scene, 33, 33);
   EXPECT_NEAR(cap.depth[16 * 33 + 16], 2, 1e-4);

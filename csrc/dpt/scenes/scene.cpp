@@ -1,4 +1,7 @@
 // csrc/dpt/scenes/scene.cpp -- random numbers, and scenes made from them.
+//
+// A scene of a seed must be the same from every compiler: of the arguments of a call at most one
+// draws random numbers, since their order is open. That in braces is from left to right.
 #include "dpt/scenes/scene.h"
 
 #include <algorithm>
@@ -6,7 +9,8 @@
 
 namespace dpt::scenes {
 
-Mat rotation(float pitch, float yaw, float roll) {
+Mat rotation(Vec angles) {
+  const float pitch = angles.x, yaw = angles.y, roll = angles.z;
   const float cp = std::cos(pitch), sp = std::sin(pitch), cy = std::cos(yaw), sy = std::sin(yaw);
   const float cr = std::cos(roll), sr = std::sin(roll);
   const Mat about_x{{1, 0, 0}, {0, cp, sp}, {0, -sp, cp}};
@@ -36,10 +40,11 @@ float degrees(float angle) { return angle * kPi / 180; }
 
 // --- colours and materials ---
 
-Vec hue(float h, float saturation, float value) {
+// From hue, saturation and value.
+Vec hue(Vec hsv) {
   const auto channel = [&](float shift) {
-    const float k = std::fmod(h * 6 + shift, 6.0F);
-    return value * (1 - saturation * std::fmax(0.0F, std::fmin(1.0F, std::fmin(k, 4 - k))));
+    const float k = std::fmod(hsv.x * 6 + shift, 6.0F);
+    return hsv.z * (1 - hsv.y * std::fmax(0.0F, std::fmin(1.0F, std::fmin(k, 4 - k))));
   };
   return {channel(5), channel(3), channel(1)};
 }
@@ -48,7 +53,7 @@ Vec any_color(Random& random) {
   // Most things are not colourful.
   const float saturation =
       random.chance(0.6F) ? random.uniform(0, 0.35F) : random.uniform(0.3F, 0.95F);
-  return hue(random.uniform(), saturation, random.uniform(0.08F, 0.95F));
+  return hue({random.uniform(), saturation, random.uniform(0.08F, 0.95F)});
 }
 
 Material any_material(Random& random, float size) {
@@ -80,9 +85,10 @@ Object thing(Shape shape, Label label, Vec centre, Vec size, const Mat& axes,
   return object;
 }
 
-Mat turned(Random& random) { return rotation(0, random.uniform(-kPi, kPi), 0); }
+Mat turned(Random& random) { return rotation({0, random.uniform(-kPi, kPi), 0}); }
 Mat tumbled(Random& random) {
-  return rotation(random.uniform(-kPi, kPi), random.uniform(-kPi, kPi), random.uniform(-kPi, kPi));
+  return rotation(
+      {random.uniform(-kPi, kPi), random.uniform(-kPi, kPi), random.uniform(-kPi, kPi)});
 }
 
 // A box, ball or cylinder about `size` across, standing on `at` (y is down).
@@ -130,7 +136,9 @@ void put_assembly(Scene& scene, Random& random, Vec at, float size) {
                         : form == 2               ? Shape::kBox
                                                   : Shape::kEllipsoid;
     const Label label = shape == Shape::kCylinder ? kCylinder : shape == Shape::kBox ? kBox : kBall;
-    const Mat own = wheel ? rotation(kPi / 2, 0, 0) : random.chance(0.4F) ? Mat{} : tumbled(random);
+    const Mat own = wheel                 ? rotation({kPi / 2, 0, 0})
+                    : random.chance(0.4F) ? Mat{}
+                                          : tumbled(random);
     scene.objects.push_back(thing(shape, label, at + axes * offset - Vec{0, up, 0}, sides,
                                   axes * own, materials[random.below(3)]));
   }
@@ -190,7 +198,7 @@ void put_tree(Scene& scene, Random& random, Vec at) {
   Material leaves = any_material(random, 1);
   leaves.texture = Texture::kNoise;
   leaves.color =
-      hue(random.uniform(0.15F, 0.4F), random.uniform(0.3F, 0.8F), random.uniform(0.2F, 0.6F));
+      hue({random.uniform(0.15F, 0.4F), random.uniform(0.3F, 0.8F), random.uniform(0.2F, 0.6F)});
   for (auto left = 1 + random.below(4); left > 0; --left) {
     const Vec offset{random.uniform(-0.8F, 0.8F), random.uniform(-1, 0.5F),
                      random.uniform(-0.8F, 0.8F)};
@@ -220,14 +228,15 @@ void make_room(Scene& scene, Random& random) {
 
   scene.camera = {random.uniform(-0.6F, 0.6F) * half.x, -random.uniform(0.5F, 1.8F),
                   -random.uniform(0.55F, 0.95F) * half.z};
-  scene.view = rotation(degrees(random.uniform(-28, 8)), degrees(random.uniform(-30, 30)),
-                        degrees(random.uniform(-4, 4)));
+  scene.view = rotation({degrees(random.uniform(-28, 8)), degrees(random.uniform(-30, 30)),
+                         degrees(random.uniform(-4, 4))});
   const auto place = [&] {
     return Vec{random.uniform(-0.92F, 0.92F) * half.x, 0, random.uniform(-0.5F, 0.95F) * half.z};
   };
   for (auto left = random.below(3); left > 0; --left) put_table(scene, random, place());
   for (auto left = 2 + random.below(10); left > 0; --left) {
-    put_on(scene, random, place(), random.uniform(0.2F, 1.5F));
+    const Vec at = place();
+    put_on(scene, random, at, random.uniform(0.2F, 1.5F));
   }
   if (random.chance(0.55F)) {  // what the picture is of
     const Vec ahead = normalized({scene.view.z.x, 0, scene.view.z.z});
@@ -257,7 +266,8 @@ void make_room(Scene& scene, Random& random) {
                      -random.uniform(0.5F, 2 * half.y - 0.4F),
                      back ? half.z - 0.02F : random.uniform(-0.3F, 0.9F) * half.z};
     scene.objects.push_back(thing(Shape::kBox, kWall, centre, size,
-                                  rotation(0, back ? 0 : kPi / 2, 0), any_material(random, 0.4F)));
+                                  rotation({0, back ? 0 : kPi / 2, 0}),
+                                  any_material(random, 0.4F)));
   }
   for (auto left = 1 + random.below(3); left > 0; --left) {
     const Vec at{random.uniform(-0.8F, 0.8F) * half.x, -2 * half.y + random.uniform(0.05F, 0.5F),
@@ -269,12 +279,12 @@ void make_room(Scene& scene, Random& random) {
 // Small things in a heap on a surface, or in a tray, seen from above.
 void make_table_top(Scene& scene, Random& random) {
   const float extent = random.uniform(0.2F, 0.7F);
+  const Vec half{extent * random.uniform(1.1F, 3.5F), 0.05F, extent * random.uniform(1.1F, 3.5F)};
+  const Mat plate = turned(random), around = turned(random);
   scene.objects.push_back(
-      thing(Shape::kBox, kTable, {0, 0.05F, 0},
-            {extent * random.uniform(1.1F, 3.5F), 0.05F, extent * random.uniform(1.1F, 3.5F)},
-            turned(random), any_material(random, extent)));
-  Object room = thing(Shape::kRoom, kFloor, {0, -0.6F, 0}, {4, 1.4F, 4}, turned(random),
-                      any_material(random, 1.5F));
+      thing(Shape::kBox, kTable, {0, 0.05F, 0}, half, plate, any_material(random, extent)));
+  Object room =
+      thing(Shape::kRoom, kFloor, {0, -0.6F, 0}, {4, 1.4F, 4}, around, any_material(random, 1.5F));
   room.walls = any_material(random, 2);
   room.ceiling = any_material(random, 3);
   scene.objects.push_back(room);
@@ -305,7 +315,7 @@ void make_table_top(Scene& scene, Random& random) {
       Object& last = scene.objects.back();
       last.size = {0.5F * size, size * random.uniform(0.02F, 0.15F),
                    size * random.uniform(0.2F, 0.5F)};
-      last.axes = rotation(random.uniform(-0.4F, 0.4F), random.uniform(-kPi, kPi), 0);
+      last.axes = rotation({random.uniform(-0.4F, 0.4F), random.uniform(-kPi, kPi), 0});
       last.centre.y = -random.uniform(0, 0.3F) * extent;
       continue;
     }
@@ -316,8 +326,8 @@ void make_table_top(Scene& scene, Random& random) {
     }
   }
   const float distance = extent * random.uniform(1.3F, 3.2F), pitch = random.uniform(15, 90);
-  scene.view =
-      rotation(degrees(-pitch), degrees(random.uniform(-180, 180)), degrees(random.uniform(-8, 8)));
+  scene.view = rotation(
+      {degrees(-pitch), degrees(random.uniform(-180, 180)), degrees(random.uniform(-8, 8))});
   const Vec target{random.uniform(-0.2F, 0.2F) * extent, -0.1F * extent,
                    random.uniform(-0.2F, 0.2F) * extent};
   scene.camera = target - distance * scene.view.z;
@@ -332,30 +342,29 @@ void make_street(Scene& scene, Random& random) {
   scene.objects.push_back(
       thing(Shape::kBox, kFloor, {0, 1, 0}, {400, 1, 400}, {}, any_material(random, 3)));
   scene.camera = {0, -random.uniform(1, 3), 0};
-  scene.view = rotation(degrees(random.uniform(-12, 8)), 0, degrees(random.uniform(-3, 3)));
+  scene.view = rotation({degrees(random.uniform(-12, 8)), 0, degrees(random.uniform(-3, 3))});
   for (auto left = 2 + random.below(9); left > 0; --left) {
     const Vec half{random.uniform(1.5F, 8), random.uniform(1.2F, 8), random.uniform(1.5F, 8)};
     const float side = random.chance(0.5F) ? -1 : 1;
     const Vec at{side * (half.x + random.uniform(2, 14)), -half.y, random.uniform(6, 70)};
-    scene.objects.push_back(thing(Shape::kBox, kWall, at, half,
-                                  rotation(0, degrees(random.uniform(-15, 15)), 0),
-                                  any_material(random, 4)));
+    const Mat axes = rotation({0, degrees(random.uniform(-15, 15)), 0});
+    scene.objects.push_back(thing(Shape::kBox, kWall, at, half, axes, any_material(random, 4)));
   }
   for (auto left = random.below(8); left > 0; --left) {
     put_tree(scene, random, {random.uniform(-14, 14), 0, random.uniform(5, 45)});
   }
   for (auto left = 2 + random.below(8); left > 0; --left) {
-    put_on(scene, random, {random.uniform(-6, 6), 0, random.uniform(3, 30)},
-           random.uniform(0.4F, 2.5F));
+    const Vec at{random.uniform(-6, 6), 0, random.uniform(3, 30)};
+    put_on(scene, random, at, random.uniform(0.4F, 2.5F));
   }
   if (random.chance(0.4F)) {
-    put_assembly(scene, random, {random.uniform(-2, 2), 0, random.uniform(3, 8)},
-                 random.uniform(1, 4));
+    const Vec at{random.uniform(-2, 2), 0, random.uniform(3, 8)};
+    put_assembly(scene, random, at, random.uniform(1, 4));
   }
   scene.horizon =
-      hue(random.uniform(0.5F, 0.65F), random.uniform(0, 0.3F), random.uniform(0.6F, 1));
+      hue({random.uniform(0.5F, 0.65F), random.uniform(0, 0.3F), random.uniform(0.6F, 1)});
   scene.zenith =
-      hue(random.uniform(0.55F, 0.65F), random.uniform(0.1F, 0.7F), random.uniform(0.4F, 0.9F));
+      hue({random.uniform(0.55F, 0.65F), random.uniform(0.1F, 0.7F), random.uniform(0.4F, 0.9F)});
   const Vec sun{random.uniform(-1, 1), -random.uniform(0.2F, 1.5F), random.uniform(-1, 1)};
   scene.lights.push_back({normalized(sun), true, lamp_color(random, random.uniform(0.3F, 1.2F))});
 }

@@ -38,7 +38,7 @@ inline Vec operator*(const Mat& m, Vec v) { return v.x * m.x + v.y * m.y + v.z *
 inline Vec transposed(const Mat& m, Vec v) { return {dot(m.x, v), dot(m.y, v), dot(m.z, v)}; }
 inline Mat operator*(const Mat& a, const Mat& b) { return {a * b.x, a * b.y, a * b.z}; }
 // About x (positive looks up), y (positive looks right), z.
-DPT_API Mat rotation(float pitch, float yaw, float roll);
+DPT_API Mat rotation(Vec angles);
 
 // --- random numbers ---
 
