@@ -86,16 +86,15 @@ void pack(Precision precision, const float* weights, int64_t k, int64_t n, void*
     }
     const int64_t panel = column / kColumns * kColumns;
     const int64_t columns = at_most(padded - panel, kColumns);
-    for (int64_t i = 0; i < parts.words; ++i) {
-      const int64_t begin = i / parts.depth * parts.depth;
+    for (int64_t begin = 0; begin < parts.words; begin += parts.depth) {
       const int64_t depth = at_most(parts.depth, parts.words - begin);
-      Word word = 0;
-      if (column < n) {
-        word = pack_word(precision, row + i * elements, at_most(k - i * elements, elements), scale);
+      Word* to = words + begin * padded + panel * depth + column - panel;
+      for (int64_t i = begin; i < begin + depth; ++i, to += columns) {
+        const int64_t at = i * elements;
+        *to = column < n ? pack_word(precision, row + at, at_most(k - at, elements), scale) : 0;
+        if (precision != Precision::kInt8) continue;
+        for (int e = 0; e < 4; ++e) sums[column] += static_cast<int8_t>(*to >> (8 * e));
       }
-      words[begin * padded + panel * depth + (i - begin) * columns + column - panel] = word;
-      if (precision != Precision::kInt8) continue;
-      for (int e = 0; e < 4; ++e) sums[column] += static_cast<int8_t>(word >> (8 * e));
     }
   }
 }
