@@ -25,7 +25,7 @@ help:
 	@echo 'make cuda      compiles and links the CUDA kernels, no GPU needed (nvcc)'
 	@echo 'make package   sdist -> wheel -> fresh environment'
 	@echo 'make benchmark forward pass against transformers'
-	@echo 'make weights   trains the shipped network anew (an hour)'
+	@echo 'make weights   trains the shipped network anew (three hours)'
 
 # --- environments -----------------------------------------------------------------------------------------------------
 $(VENV)/base: Makefile
@@ -81,8 +81,8 @@ benchmark: $(VENV)/test
 
 weights: $(VENV)/dev
 	$(install) .
-	$(bin)/torchdpt train demo
-	$(bin)/python benchmarks/ship_weights.py runs/demo/final python/torchdpt/weights/demo
+	for stage in demo demo_2 demo_3; do $(bin)/torchdpt train $$stage || exit 1; done
+	$(bin)/python benchmarks/ship_weights.py runs/demo_3/final python/torchdpt/weights/demo
 
 sanitize: $(VENV)/base
 	cmake -S . -B $(SANITIZED) -G Ninja -DDPT_PYTHON=OFF -DDPT_TESTS=ON -DDPT_CUDA=OFF \
