@@ -1,5 +1,7 @@
 #include "dpt/runtime/packed.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -8,7 +10,7 @@ namespace dpt::runtime {
 
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = 64, kHugePage = size_t{1} << 21;
 
 // A factor [n, k] of a matrix product.
 void add_matrix(PackedProduct& packed, const Kernels& kernels, Precision precision,
@@ -75,8 +77,14 @@ std::shared_ptr<PackedProduct> packed_taps(const Product& product, const Kernels
 }  // namespace
 
 Buffer::Buffer(size_t bytes) : size_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
-  data_.reset(std::aligned_alloc(kAlignment, std::max(size_, kAlignment)));
-  if (data_ == nullptr) throw std::bad_alloc();
+  const bool large = size_ >= kHugePage;
+  void* data = nullptr;
+  if (::posix_memalign(&data, large ? kHugePage : kAlignment, std::max(size_, kAlignment)) != 0) {
+    throw std::bad_alloc();
+  }
+  data_.reset(data);
+  if (large)
+    ::madvise(data, size_, MADV_HUGEPAGE);  // advice: where there are none, nothing happens
 }
 
 void Buffer::Free::operator()(void* data) const { std::free(data); }
