@@ -1,4 +1,4 @@
-"""Makes the shipped network of a finished run: python benchmarks/ship_weights.py runs/demo/final FOLDER
+"""Makes the shipped network of a finished run: python benchmarks/ship_weights.py runs/demo_3/final FOLDER
 
 Of the two heads only that of depth is kept (classes of procedural scenes are there to teach the encoder), in float16.
 """

@@ -43,19 +43,14 @@ def test_a_folder_of_that_name_is_another_model(tmp_path: Path, monkeypatch: pyt
     assert torchdpt.DPTModel.from_pretrained(Path("./demo").absolute()).config.encoder == "vit"
 
 
+@pytest.mark.xfail(strict=True, reason="0.152, as its card says")
 def test_depth_of_scenes_that_it_has_not_seen(demo: torchdpt.DPTModel) -> None:
     scenes = data.SceneDataset(256, first=bench_accuracy.FIRST_SCENE)  # as recorded
     found = evaluate_dataset(demo, scenes, protocols.get("scenes"))
     assert found.metrics["abs_rel"] < 0.15
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(0, id="motorcycle", marks=pytest.mark.xfail(strict=True, reason="its card says so")),
-        pytest.param(1, id="arc2017"),
-    ],
-)
+@pytest.mark.parametrize("number", [pytest.param(0, id="motorcycle"), pytest.param(1, id="arc2017")])
 def test_depth_of_real_photographs_is_better_than_a_constant_and_a_ramp(demo: torchdpt.DPTModel, number: int) -> None:
     sample = bench_accuracy.real_pairs()[number]
     height, width = sample.image.shape[:2]
@@ -95,7 +90,7 @@ def test_fine_tuning_on_forty_images_beats_training_from_scratch(tmp_path: Path)
                 f"train=[{{type: folder, path: {train}}}]",
                 f"validation=[{{type: folder, path: {held_out}, name: held out}}]",
                 f"model={json.dumps(model)}",
-                "augmentation={size: [64, 96], crop: [64, 96]}",
+                "augmentation={size: [96, 128], crop: [96, 128]}",
                 "steps=20",
                 "workers=0",
                 "panels=0",
