@@ -29,7 +29,7 @@ def test_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     names: dict[str, object] = {}
     for block in BLOCKS:
         exec(block, names)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     assert {"depth.png", "picture.png", "overlay.png", "mine", "mine.onnx"} <= {
         path.name for path in tmp_path.iterdir()
     }
