@@ -27,9 +27,6 @@ constexpr int64_t kMaxKeys = 256;     // of a block
 constexpr float kLowest = -1e38F;
 constexpr float kLog2E = 1.44269504F;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
 // How a head is cut: its queries, by vectors of kWidth, into units of about the same number; its
 // keys likewise into blocks.
 struct Plan {
@@ -92,18 +89,10 @@ inline Vec power_of_two(Vec x) {
 
 // --- bfloat16 ---
 
-using UnsignedVec = uint32_t __attribute__((vector_size(kWidth * sizeof(float))));
-
-// Rounded to nearest, to even if between two, in the high half of each lane.
-inline UnsignedVec bfloat16_bits(Vec x) {
-  const auto bits = reinterpret_cast<UnsignedVec>(x);
-  const UnsignedVec rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
-  return x == x ? rounded : UnsignedVec{} + 0x7FC00000;
-}
-inline Vec round_to_bfloat16(Vec x) { return reinterpret_cast<Vec>(bfloat16_bits(x)); }
+inline Vec round_to_bfloat16(Vec x) { return reinterpret_cast<Vec>(to_bfloat16(x)); }
 // Two numbers in one lane.
 inline Vec pair_of(Vec first, Vec second) {
-  return reinterpret_cast<Vec>(bfloat16_bits(first) >> 16 | bfloat16_bits(second));
+  return reinterpret_cast<Vec>(to_bfloat16(first) >> 16 | to_bfloat16(second));
 }
 
 // --- products ---

@@ -69,7 +69,7 @@ inline int64_t unit_groups(const GroupStatistics& work) {
 }
 
 inline int64_t image_units(const GroupStatistics& work) {
-  return (work.groups + unit_groups(work) - 1) / unit_groups(work);
+  return divide_up(work.groups, unit_groups(work));
 }
 
 inline void group_unit(const GroupStatistics& work, int64_t unit) {
@@ -113,7 +113,7 @@ inline int64_t unit_pixels(const AffineAddRelu& work) {
 }
 
 inline int64_t image_units(const AffineAddRelu& work) {
-  return (work.pixels + unit_pixels(work) - 1) / unit_pixels(work);
+  return divide_up(work.pixels, unit_pixels(work));
 }
 
 inline void affine_unit(const AffineAddRelu& work, int64_t unit) {

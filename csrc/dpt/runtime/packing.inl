@@ -8,8 +8,6 @@
 namespace dpt::runtime::DPT_ISA {
 namespace {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 inline int64_t at_most(int64_t a, int64_t limit) { return a < limit ? a : limit; }
 
 // --- weights ---
@@ -44,7 +42,7 @@ size_t packed_bytes(Precision precision, int64_t k, int64_t n) {
 // Half to even; |x| < 2^22.
 inline float round_to_integer(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// The bits of x rounded to bfloat16, half to even.
+// As of a vector, in the lower half.
 inline uint32_t to_bfloat16(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));
@@ -270,16 +268,8 @@ void find_rows(const Convolution& c, int64_t first, int64_t count, Row* rows) {
 
 // --- words of the left factor ---
 
-using UIntVec = uint32_t __attribute__((vector_size(kWidth * sizeof(uint32_t))));
 using HalfVec = uint16_t __attribute__((vector_size(kWidth * sizeof(uint16_t))));
 using QuarterVec = uint8_t __attribute__((vector_size(kWidth * sizeof(uint8_t))));
-
-// As `to_bfloat16`, in the upper halves of the lanes.
-inline UIntVec to_bfloat16(Vec x) {
-  const UIntVec bits = reinterpret_cast<UIntVec>(x);
-  const UIntVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  return (x != x ? bits | 0x400000 : rounded) & 0xffff0000;
-}
 
 // x / scale rounded, half to even.
 inline IntVec quantize(Vec x, float inverse_scale) {

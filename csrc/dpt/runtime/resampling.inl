@@ -92,7 +92,7 @@ struct Plan {
   explicit Plan(const UpsampleGather& work)
       : row_blocks((work.out_height + kRows - 1) / kRows),
         strips((work.out_width * work.channels + 4095) / 4096),
-        channels((work.channels + kWidth - 1) / kWidth * kWidth) {
+        channels(round_up(work.channels, kWidth)) {
     for (int64_t i = 0; i < strips; ++i) {
       const Strip at = strip(work, i);
       if (at.end - at.begin > max_out) max_out = at.end - at.begin;

@@ -57,5 +57,19 @@ inline float max_of(Vec v) {
   return most;
 }
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// --- bfloat16 ---
+
+using UIntVec = uint32_t __attribute__((vector_size(kWidth * sizeof(uint32_t))));
+
+// Rounded to bfloat16, half to even, in the upper halves of the lanes. NaN stays NaN.
+inline UIntVec to_bfloat16(Vec x) {
+  const UIntVec bits = reinterpret_cast<UIntVec>(x);
+  const UIntVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return (x != x ? bits | 0x400000 : rounded) & 0xffff0000;
+}
+
 }  // namespace
 }  // namespace dpt::runtime::DPT_ISA
