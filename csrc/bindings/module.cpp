@@ -148,16 +148,14 @@ dpt::FrozenModel freeze(const std::string& config, const std::map<std::string, T
                         at::ScalarType dtype, int threads,
                         const std::vector<std::string>& without) {
   dpt::FreezeOptions options{.dtype = dtype, .threads = threads};
-  const std::map<std::string, bool dpt::runtime::Rewrites::*> switches{
-      {"fold_project", &dpt::runtime::Rewrites::fold_project},
-      {"fold_level_project", &dpt::runtime::Rewrites::fold_level_project},
-      {"phases", &dpt::runtime::Rewrites::phases},
-      {"products_first", &dpt::runtime::Rewrites::products_first},
-      {"winograd", &dpt::runtime::Rewrites::winograd}};
-  for (const std::string& name : without) {
-    const auto found = switches.find(name);
-    TORCH_CHECK_VALUE(found != switches.end(), "freeze: there is no rewrite '", name, "'");
-    options.rewrites.*found->second = false;
+  for (const std::string& left_out : without) {
+    bool found = false;
+    options.rewrites.for_each([&](const char* name, bool& on) {
+      if (left_out != name) return;
+      on = false;
+      found = true;
+    });
+    TORCH_CHECK_VALUE(found, "freeze: there is no rewrite '", left_out, "'");
   }
   return dpt::freeze(model_of(config, tensors), options);
 }

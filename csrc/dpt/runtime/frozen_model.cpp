@@ -25,25 +25,20 @@ constexpr const char* kFormat = "torchdpt frozen";
 constexpr int64_t kFormatVersion = 1;
 constexpr size_t kGeometries = 8;  // sizes of images that are remembered
 
-json::Object to_json(const Rewrites& rewrites) {
-  return {{"fold_project", rewrites.fold_project},
-          {"fold_level_project", rewrites.fold_level_project},
-          {"phases", rewrites.phases},
-          {"products_first", rewrites.products_first},
-          {"winograd", rewrites.winograd}};
+json::Object to_json(Rewrites rewrites) {
+  json::Object object;
+  rewrites.for_each([&](const char* name, bool on) { object[name] = on; });
+  return object;
 }
 
 Rewrites rewrites_of(const json::Value& value) {
-  const auto flag = [&](const char* name) {
+  Rewrites rewrites;
+  rewrites.for_each([&](const char* name, bool& on) {
     const json::Value* found = value.find(name);
     if (found == nullptr) throw json::Error(std::string("there is no ") + name);
-    return found->as_bool();
-  };
-  return {.fold_project = flag("fold_project"),
-          .fold_level_project = flag("fold_level_project"),
-          .phases = flag("phases"),
-          .products_first = flag("products_first"),
-          .winograd = flag("winograd")};
+    on = found->as_bool();
+  });
+  return rewrites;
 }
 
 const char* name_of(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }

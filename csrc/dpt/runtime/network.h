@@ -203,6 +203,16 @@ struct DPT_API Rewrites {
   bool products_first = true;
   // 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), in float32.
   bool winograd = true;
+
+  // f(name, switch) for each of them.
+  template <class F>
+  void for_each(F&& f) {
+    f("fold_project", fold_project);
+    f("fold_level_project", fold_level_project);
+    f("phases", phases);
+    f("products_first", products_first);
+    f("winograd", winograd);
+  }
 };
 
 struct DPT_API Network {
