@@ -137,7 +137,7 @@ def test_batch_that_processes_and_parts_do_not_divide_is_refused(tmp_path: Path)
 
 
 def test_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="device: "):
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda"):
         trainer_of(tmp_path, device="gpu")
 
 
