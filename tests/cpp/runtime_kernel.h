@@ -24,7 +24,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 inline std::vector<Isa> supported() {
   std::vector<Isa> result;
-  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     if (is_supported(isa)) result.push_back(isa);
   }
   return result;

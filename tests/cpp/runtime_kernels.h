@@ -32,7 +32,7 @@ inline std::vector<float> random_floats(std::mt19937& random, int64_t count, flo
 
 inline std::vector<Isa> supported_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     if (is_supported(isa)) isas.push_back(isa);
   }
   return isas;

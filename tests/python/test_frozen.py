@@ -175,7 +175,7 @@ def test_instruction_sets_agree() -> None:
         "print(output.depth.double().flatten()[::37].tolist())"
     )
     results = []
-    for isa in ("baseline", "avx2", "avx512"):
+    for isa in ("baseline", "avx2", "avx512", "amx"):
         found = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,

@@ -8,6 +8,7 @@
 #include "dpt/runtime/packing.inl"
 #include "dpt/runtime/product.inl"
 #include "dpt/runtime/simd.inl"
+#include "dpt/runtime/tiles.inl"
 
 namespace dpt::runtime::DPT_ISA {
 namespace {
@@ -144,6 +145,28 @@ Finish choose_finish(Activation activation) {
 
 // --- blocks ---
 
+using Multiply = void (*)(const Word* a, const Word* b, int64_t depth, bool accumulate, Word* tile,
+                          const Word* next);
+
+template <class Product, int rows, int vectors>
+constexpr Multiply multiply_with() {
+#if defined(__AVX512F__)
+  if constexpr (Product::kTiles) return multiply_tiles<Product, rows, vectors>;
+#endif
+  return multiply<Product, rows, vectors>;
+}
+
+// The kernel for the last rows and columns, too: the first `rows` of kRows, and half a panel if
+// `columns` is kWidth or less.
+template <class Product, int rows = kRows>
+Multiply choose_multiply(int64_t wanted_rows, int64_t columns) {
+  if constexpr (rows > 1) {
+    if (wanted_rows < rows) return choose_multiply<Product, rows - 1>(wanted_rows, columns);
+  }
+  return columns > kWidth ? multiply_with<Product, rows, kVectors>()
+                          : multiply_with<Product, rows, 1>();
+}
+
 // Parts of k, of kDepth words or less, that are packed at a time: 400 KB of the L2 cache.
 constexpr int64_t kGroup = 4;
 // Panels of the weights after which the sums of one part of k are taken up by the next one.
@@ -278,6 +301,19 @@ void run(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
       return run_blocks<Int8Product>(c, begin, end, scratch);
   }
 }
+
+#if defined(__AVX512F__)
+void run_with_tiles(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
+  if (begin >= end || c.weights.precision == Precision::kFloat32)
+    return run(c, begin, end, scratch);
+  const Tiles tiles;
+  if (c.weights.precision == Precision::kBFloat16) {
+    run_blocks<TiledBFloat16Product>(c, begin, end, scratch);
+  } else {
+    run_blocks<TiledInt8Product>(c, begin, end, scratch);
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace dpt::runtime::DPT_ISA

@@ -1,8 +1,15 @@
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 #include "dpt/runtime/kernels.h"
+
+#ifdef DPT_WITH_X86_KERNELS
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 
 namespace dpt::runtime {
 
@@ -15,7 +22,28 @@ const Kernels& table();
 }
 namespace avx512 {
 const Kernels& table();
+const Kernels& table_with_tiles();
+}  // namespace avx512
+
+namespace {
+
+// The processor has tiles, the system saves them, and lends them to this process, which has to ask.
+bool has_tiles() {
+#ifdef __linux__
+  unsigned a, b, c, d;
+  constexpr unsigned kFeatures = 1U << 22 | 1U << 24 | 1U << 25;  // bfloat16, tiles, int8
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kFeatures) != kFeatures) return false;
+  constexpr unsigned kSaved = 3U << 17;
+  asm("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  if ((a & kSaved) != kSaved) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
+
+}  // namespace
 #endif
 
 bool is_supported(Isa isa) {
@@ -28,6 +56,10 @@ bool is_supported(Isa isa) {
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAmx: {
+      static const bool tiles = is_supported(Isa::kAvx512) && has_tiles();
+      return tiles;
+    }
 #endif
     default:
       return false;
@@ -42,6 +74,8 @@ const char* to_string(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAmx:
+      return "amx";
   }
   return "";
 }
@@ -49,7 +83,7 @@ const char* to_string(Isa isa) {
 Isa best_isa() {
   const char* wanted = std::getenv("DPT_ISA");
   Isa best = Isa::kBaseline;
-  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     if (is_supported(isa)) best = isa;
     if (wanted != nullptr && std::strcmp(wanted, to_string(isa)) == 0) break;
   }
@@ -63,6 +97,8 @@ const Kernels& kernels(Isa isa) {
       return avx2::table();
     case Isa::kAvx512:
       return avx512::table();
+    case Isa::kAmx:
+      return avx512::table_with_tiles();
 #endif
     default:
       return baseline::table();

@@ -18,10 +18,12 @@ namespace dpt::runtime {
 
 // --- instruction sets ---
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+// kAmx: AVX-512 with products of bfloat16 and int8 in tiles.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAmx };
+constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
 
 // The best one that this processor has and this library was compiled for. The environment variable
-// DPT_ISA (baseline, avx2, avx512) asks for a lesser one.
+// DPT_ISA (baseline, avx2, avx512, amx) asks for a lesser one.
 DPT_API Isa best_isa();
 DPT_API bool is_supported(Isa isa);
 DPT_API const char* to_string(Isa isa);

@@ -8,23 +8,38 @@
 
 namespace dpt::runtime::DPT_ISA {
 
-const Kernels& table() {
-  static constexpr Kernels kTable{
-      .isa = Isa::DPT_ISA_VALUE,
-      .packed_bytes = packed_bytes,
-      .pack = pack,
-      .winograd_bytes = winograd_bytes,
-      .winograd_pack = winograd_pack,
-      .convolution = {units, scratch, run},
-      .winograd = {units, scratch, run},
-      .attention = {units, scratch, run},
-      .upsample_add = {units, scratch, run},
-      .upsample_gather = {units, scratch, run},
-      .group_statistics = {units, scratch, run},
-      .affine_add_relu = {units, scratch, run},
-      .max_pool = {units, scratch, run},
-  };
-  return kTable;
+namespace {
+
+constexpr Kernels kTable{
+    .isa = Isa::DPT_ISA_VALUE,
+    .packed_bytes = packed_bytes,
+    .pack = pack,
+    .winograd_bytes = winograd_bytes,
+    .winograd_pack = winograd_pack,
+    .convolution = {units, scratch, run},
+    .winograd = {units, scratch, run},
+    .attention = {units, scratch, run},
+    .upsample_add = {units, scratch, run},
+    .upsample_gather = {units, scratch, run},
+    .group_statistics = {units, scratch, run},
+    .affine_add_relu = {units, scratch, run},
+    .max_pool = {units, scratch, run},
+};
+
+}  // namespace
+
+const Kernels& table() { return kTable; }
+
+#if defined(__AVX512F__)
+const Kernels& table_with_tiles() {
+  static constexpr Kernels kTiled = [] {
+    Kernels kernels = kTable;
+    kernels.isa = Isa::kAmx;
+    kernels.convolution.run = run_with_tiles;
+    return kernels;
+  }();
+  return kTiled;
 }
+#endif
 
 }  // namespace dpt::runtime::DPT_ISA

@@ -43,12 +43,13 @@ inline void store_words(Word* p, IntVec v) { *reinterpret_cast<UnalignedIntVec*>
 using FloatWord = float __attribute__((may_alias));
 
 // How words are multiplied. A word of the weights has kElements elements; the left factor has
-// kParts words for each of them.
+// kParts words for each of them. Those with kTiles are in tiles.inl.
 struct FloatProduct {
   using Sum = Vec;
   static constexpr Precision kPrecision = Precision::kFloat32;
   static constexpr int kElements = 1;
   static constexpr int kParts = 1;
+  static constexpr bool kTiles = false;
 
   static Vec left(const Word* a) { return broadcast(*reinterpret_cast<const FloatWord*>(a)); }
   static Vec right(IntVec b, int) { return reinterpret_cast<Vec>(b); }
@@ -62,6 +63,7 @@ struct BFloat16Product {
   static constexpr Precision kPrecision = Precision::kBFloat16;
   static constexpr int kElements = 2;
   static constexpr int kParts = 2;
+  static constexpr bool kTiles = false;
 
   static Vec left(const Word* a) { return FloatProduct::left(a); }
   static Vec right(IntVec b, int part) {
@@ -99,6 +101,7 @@ struct Int8Product {
   static constexpr Precision kPrecision = Precision::kInt8;
   static constexpr int kElements = 4;
   static constexpr int kParts = 2;
+  static constexpr bool kTiles = false;
   static constexpr int kZero = 0;  // of the left factor
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
@@ -117,6 +120,7 @@ struct NativeBFloat16Product {
   static constexpr Precision kPrecision = Precision::kBFloat16;
   static constexpr int kElements = 2;
   static constexpr int kParts = 1;
+  static constexpr bool kTiles = false;
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
   static IntVec right(IntVec b, int) { return b; }
@@ -133,6 +137,7 @@ struct NativeInt8Product {
   static constexpr Precision kPrecision = Precision::kInt8;
   static constexpr int kElements = 4;
   static constexpr int kParts = 1;
+  static constexpr bool kTiles = false;
   static constexpr int kZero = 128;
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
@@ -213,19 +218,6 @@ void multiply(const Word* a, const Word* b, int64_t depth, bool accumulate, Word
       store_words(tile + r * kColumns + v * kWidth, reinterpret_cast<IntVec>(sums[r][v]));
     }
   }
-}
-
-using Multiply = void (*)(const Word* a, const Word* b, int64_t depth, bool accumulate, Word* tile,
-                          const Word* next);
-
-// The kernel for the last rows and columns, too: the first `rows` of kRows, and half a panel if
-// `columns` is kWidth or less.
-template <class Product, int rows = kRows>
-Multiply choose_multiply(int64_t wanted_rows, int64_t columns) {
-  if constexpr (rows > 1) {
-    if (wanted_rows < rows) return choose_multiply<Product, rows - 1>(wanted_rows, columns);
-  }
-  return columns > kWidth ? multiply<Product, rows, kVectors> : multiply<Product, rows, 1>;
 }
 
 }  // namespace
