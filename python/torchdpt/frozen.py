@@ -23,6 +23,28 @@ if TYPE_CHECKING:
     from torchdpt.prediction import Prediction
 
 
+def calibration_images(calibration: Tensor | Sequence[ImageLike] | None, processor: ImageProcessor) -> list[Tensor]:
+    """What int8 is calibrated on, as tensors [N, 3, H, W]; see `DPTModel.freeze`.
+
+    Args:
+        calibration: Images as the network takes them, a list of photographs, or None.
+        processor: Prepares the photographs.
+
+    Raises:
+        ValueError: if it is something else, or one of the photographs is no image.
+    """
+    if calibration is None:
+        return []
+    if isinstance(calibration, Tensor):
+        return [calibration.detach()]
+    if not isinstance(calibration, list | tuple):
+        raise ValueError(
+            "freeze: calibration must be a list of photographs or a tensor [N, 3, H, W], got "
+            f"{type(calibration).__name__}"
+        )
+    return [processor(image)[None] for image in calibration]
+
+
 class FrozenModel:
     """A network that `DPTModel.freeze` made ready to predict on a CPU, or that `load` read.
 
@@ -44,6 +66,11 @@ class FrozenModel:
     def dtype(self) -> torch.dtype:
         """Of the factors of products; results are float32."""
         return self._core.dtype()
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Layers that would have cost too much in int8 and are float32; the worst first, named as in the file."""
+        return tuple(self._core.fallbacks())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Self:

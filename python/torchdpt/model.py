@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchdpt import _C, checkpoint
 from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
-from torchdpt.frozen import FrozenModel
+from torchdpt.frozen import FrozenModel, calibration_images
 from torchdpt.image import ImageProcessor, is_count
 from torchdpt.predict import predict
 from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble, Stage, as_config, as_output, has_hooks
@@ -293,7 +293,12 @@ class DPTModel(nn.Module):
             return output
 
     def freeze(
-        self, dtype: torch.dtype = torch.float32, *, threads: int | None = None, without: Sequence[str] = ()
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        calibration: Tensor | Sequence[ImageLike] | None = None,
+        threads: int | None = None,
+        without: Sequence[str] = (),
     ) -> FrozenModel:
         """Make the model ready to predict, and only that, on a CPU: several times as fast.
 
@@ -301,18 +306,24 @@ class DPTModel(nn.Module):
         the frozen one.
 
         Args:
-            dtype: Of the factors of products, float32 or bfloat16; sums and what `predict` returns are float32.
+            dtype: Of the factors of products: float32, bfloat16, or int8 in the layers where it pays and does little
+                harm, and float32 in the others (`FrozenModel.fallbacks`). What `predict` returns is float32.
+            calibration: For int8, and only for it: photographs like those to predict for, eight, say. On them the mean
+                error of int8 against float32 is at most 0.5 % of an output's range; layers become float32 until it is.
+                A list of what `predict` takes, or float32 [N, 3, H, W] on the CPU, as `forward` takes them.
             threads: How many threads one call takes. Default: `torch.get_num_threads()` at the call.
             without: Rewrites to leave out, for measurements: "fold_project", "fold_level_project", "phases",
                 "products_first", "winograd" (docs/runtime.md).
 
         Raises:
-            ValueError: for another dtype, number of threads or rewrite.
+            ValueError: for another dtype, number of threads or rewrite, or if `calibration` is missing, not wanted, or
+                holds no images.
         """
         if threads is not None and not is_count(threads):
             raise ValueError(f"freeze: threads must be an integer of at least 1, got {threads!r}")
         tensors = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in self.state_dict().items()}
-        core = _C.freeze(self.config.to_json(), tensors, dtype, threads or 0, list(without))
+        images = calibration_images(calibration, self.processor)
+        core = _C.freeze(self.config.to_json(), tensors, dtype, images, threads or 0, list(without))
         return FrozenModel(core, self.processor, self.classes)
 
     _in_eval_mode = 0  # how many threads want it

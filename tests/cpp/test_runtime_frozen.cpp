@@ -57,6 +57,49 @@ TEST(FrozenModel, FileGivesTheSameBitsToManyThreads) {
   EXPECT_EQ(equal, 24);
 }
 
+// One hidden channel is always 1000 and nobody listens: beside it int8 loses the others.
+dpt::Model model_with_outlier() {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(0);
+  dpt::Model model = runtime_test::random_model(runtime_test::small(), at::kFloat);
+  auto& mlp = std::get<dpt::ViT>(model.encoder.network).blocks[2].mlp;
+  mlp.fc1.weight[5].zero_();
+  mlp.fc1.bias[5] = 1000;
+  mlp.fc2.weight.select(1, 5).zero_();
+  mlp.fc2.weight *= 20;
+  return model;
+}
+
+TEST(FrozenModel, LayerThatInt8HarmsStaysFloat32InTheFileToo) {
+  const std::string path = testing::TempDir() + "/frozen_int8_test";
+  const dpt::Model model = model_with_outlier();
+  const Tensor images = torch::randn({2, 3, 64, 64});
+  const dpt::FrozenModel frozen = dpt::freeze(model, {.dtype = at::kChar, .calibration = {images}});
+  ASSERT_FALSE(frozen.fallbacks().empty());
+  EXPECT_EQ(frozen.fallbacks().front(), "transformer.blocks.2.fc2");
+  EXPECT_TRUE(frozen.options().calibration.empty());
+  const Tensor want = dpt::freeze(model)(images).depth, got = frozen(images).depth;
+  const double spread = (want.max() - want.min()).item<double>();
+  const double error = (got - want).abs().mean().item<double>() / spread;
+  EXPECT_GT(error, 0);
+  EXPECT_LT(error, 0.01);
+  frozen.save(path);
+  const dpt::FrozenModel loaded = dpt::FrozenModel::load(path);
+  std::filesystem::remove(path);
+  EXPECT_EQ(loaded.options().dtype, at::kChar);
+  EXPECT_EQ(loaded.fallbacks(), frozen.fallbacks());
+  EXPECT_TRUE(torch::equal(loaded(images).depth, got));
+}
+
+TEST(FrozenModel, Int8NeedsImages) {
+  const dpt::Model model = runtime_test::random_model(runtime_test::small(), at::kFloat);
+  EXPECT_THROW(dpt::freeze(model, {.dtype = at::kChar}), c10::ValueError);
+  const Tensor image = torch::zeros({1, 3, 64, 64});
+  EXPECT_THROW(dpt::freeze(model, {.calibration = {image}}), c10::ValueError);
+  EXPECT_THROW(dpt::freeze(model, {.dtype = at::kChar, .calibration = {image, image[0]}}),
+               c10::ValueError);
+}
+
 TEST(Arena, IsOneBlockAfterTheFirstPass) {
   dpt::runtime::Arena arena;
   const auto pass = [&] {

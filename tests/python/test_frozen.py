@@ -295,7 +295,7 @@ def test_images_that_do_not_fit_are_refused(images: torch.Tensor, message: str) 
 
 def test_options_that_do_not_exist_are_refused() -> None:
     model = make_model(VIT)
-    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got Half"):
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or int8, got Half"):
         model.freeze(torch.float16)
     with pytest.raises(ValueError, match="there is no rewrite 'winogard'"):
         model.freeze(without=["winogard"])

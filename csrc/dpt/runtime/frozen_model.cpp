@@ -7,12 +7,13 @@
 
 #include <list>
 #include <mutex>
+#include <set>
 
 #include "dpt/encoder/image.h"
 #include "dpt/io/json.h"
 #include "dpt/io/safetensors.h"
 #include "dpt/ops/resize.h"
-#include "dpt/runtime/packed.h"
+#include "dpt/runtime/calibration.h"
 #include "dpt/runtime/run.h"
 
 namespace dpt {
@@ -41,12 +42,53 @@ Rewrites rewrites_of(const json::Value& value) {
   return rewrites;
 }
 
-const char* name_of(at::ScalarType dtype) { return dtype == at::kFloat ? "float32" : "bfloat16"; }
+const char* name_of(at::ScalarType dtype) {
+  return dtype == at::kFloat ? "float32" : dtype == at::kBFloat16 ? "bfloat16" : "int8";
+}
 
-Precision precision_of(at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16,
-                    "freeze: dtype must be float32 or bfloat16, got ", dtype);
-  return dtype == at::kFloat ? Precision::kFloat32 : Precision::kBFloat16;
+void check(const FreezeOptions& options) {
+  const at::ScalarType dtype = options.dtype;
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kChar,
+                    "freeze: dtype must be float32, bfloat16 or int8, got ", dtype);
+  if (dtype != at::kChar) {
+    TORCH_CHECK_VALUE(options.calibration.empty(), "freeze: calibration is for int8, and dtype is ",
+                      name_of(dtype), "; leave one of them out");
+    return;
+  }
+  TORCH_CHECK_VALUE(!options.calibration.empty(),
+                    "freeze: int8 needs calibration, got none; pass some photographs like those to "
+                    "predict for, which decide what layers are float32 nevertheless");
+  for (const Tensor& images : options.calibration) {
+    TORCH_CHECK_VALUE(images.dim() == 4 && images.size(0) > 0 && images.size(1) == 3 &&
+                          images.scalar_type() == at::kFloat && images.is_cpu(),
+                      "freeze: calibration must be float32 [N, 3, H, W] on the CPU with N of at "
+                      "least 1, got ",
+                      images.scalar_type(), " ", images.sizes(), " on ", images.device());
+    TORCH_CHECK_VALUE(at::isfinite(images).all().item<bool>(),
+                      "freeze: calibration images must be finite, got NaN or infinity");
+  }
+}
+
+json::Array to_json(const std::vector<std::string>& names) { return {names.begin(), names.end()}; }
+
+std::vector<std::string> names_of(const std::string& text) {
+  const json::Value list = json::parse(text);
+  std::vector<std::string> names;
+  for (const json::Value& name : list.as_array()) names.push_back(name.as_string());
+  return names;
+}
+
+// The precision of each product; of int8 that of those named. False if there are none of such
+// names.
+bool set_precisions(Network& network, at::ScalarType dtype, const std::set<std::string>& int8) {
+  size_t found = 0;
+  for_each_product(network, [&](const std::string& name, Product& product) {
+    if (dtype == at::kBFloat16) product.precision = Precision::kBFloat16;
+    if (!product.defined() || !int8.contains(name)) return;
+    product.precision = Precision::kInt8;
+    ++found;
+  });
+  return found == int8.size();
 }
 
 // A network of this config with shapes alone.
@@ -72,6 +114,7 @@ void drop_pages(const Tensor& tensor) {
 struct FrozenModel::State {
   Network network;
   FreezeOptions options;
+  std::vector<std::string> fallbacks;
   std::map<std::string, std::string> metadata;
   const Kernels& kernels = runtime::kernels(best_isa());
 
@@ -124,7 +167,7 @@ std::unique_ptr<Arena> FrozenModel::State::arena() {
 FrozenModel::FrozenModel(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
 FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
-  const Precision precision = precision_of(options.dtype);
+  check(options);
   Model named = model;
   dpt::for_each_tensor(named, [](const std::string& name, Tensor& tensor, const TensorInfo&) {
     TORCH_CHECK_VALUE(
@@ -135,7 +178,18 @@ FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
   for_each_tensor(state_->network, [](const std::string&, Tensor& tensor) {
     if (tensor.defined()) tensor = tensor.to(at::kFloat);
   });
-  pack(state_->network, state_->kernels, precision);
+  state_->options.calibration.clear();
+  if (options.dtype == at::kChar) {
+    std::vector<Tensor> images;
+    for (const Tensor& tensor : options.calibration) {
+      for (const Tensor& image : tensor.split(1)) images.push_back(image);
+    }
+    state_->fallbacks = pack_calibrated(state_->network, state_->kernels, images.size(),
+                                        [&](size_t i) { return (*this)(images[i]); });
+    return;
+  }
+  set_precisions(state_->network, options.dtype, {});
+  pack(state_->network, state_->kernels);
 }
 
 Output FrozenModel::operator()(const Tensor& images) const {
@@ -161,6 +215,7 @@ Output FrozenModel::operator()(const Tensor& images) const {
 
 const Config& FrozenModel::config() const { return state_->network.config; }
 const FreezeOptions& FrozenModel::options() const { return state_->options; }
+const std::vector<std::string>& FrozenModel::fallbacks() const { return state_->fallbacks; }
 const std::map<std::string, std::string>& FrozenModel::metadata() const { return state_->metadata; }
 
 void FrozenModel::save(const std::string& path,
@@ -175,6 +230,14 @@ void FrozenModel::save(const std::string& path,
   all["config"] = state_->network.config.to_json();
   all["rewrites"] = json::dump(to_json(state_->network.rewrites));
   all["dtype"] = name_of(state_->options.dtype);
+  if (state_->options.dtype == at::kChar) {
+    std::vector<std::string> int8;
+    for_each_product(state_->network, [&](const std::string& name, Product& product) {
+      if (product.precision == Precision::kInt8) int8.push_back(name);
+    });
+    all["int8"] = json::dump(to_json(int8));
+    all["fallbacks"] = json::dump(to_json(state_->fallbacks));
+  }
   write_safetensors(path, tensors, all);
 }
 
@@ -190,15 +253,21 @@ FrozenModel FrozenModel::load(const std::string& path, int threads) {
                     "' has format_version ", entry("format_version"), ", and this library reads ",
                     kFormatVersion, "; freeze the model anew");
   FreezeOptions options{.threads = threads};
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kChar}) {
     if (entry("dtype") == name_of(dtype)) options.dtype = dtype;
   }
   TORCH_CHECK_VALUE(entry("dtype") == name_of(options.dtype), "load: '", path, "' has dtype ",
-                    entry("dtype"), "; wanted float32 or bfloat16");
+                    entry("dtype"), "; wanted float32, bfloat16 or int8");
+  std::vector<std::string> int8, fallbacks;
   try {
     options.rewrites = rewrites_of(json::parse(entry("rewrites")));
+    if (options.dtype == at::kChar) {
+      int8 = names_of(entry("int8"));
+      fallbacks = names_of(entry("fallbacks"));
+    }
   } catch (const json::Error& error) {
-    TORCH_CHECK_VALUE(false, "load: '", path, "': the rewrites are damaged: ", error.what());
+    TORCH_CHECK_VALUE(false, "load: '", path,
+                      "': the rewrites or precisions are damaged: ", error.what());
   }
   auto state = std::make_shared<State>(
       skeleton(Config::from_json(entry("config")), options.rewrites), options);
@@ -219,12 +288,16 @@ FrozenModel FrozenModel::load(const std::string& path, int threads) {
   });
   TORCH_CHECK_VALUE(used == file.tensors.size(), "load: '", path, "' has ",
                     file.tensors.size() - used, " tensors more than its config has");
-  for (const char* own : {"format", "format_version", "config", "rewrites", "dtype"}) {
+  for (const char* own :
+       {"format", "format_version", "config", "rewrites", "dtype", "int8", "fallbacks"}) {
     file.metadata.erase(own);
   }
   state->metadata = std::move(file.metadata);
   file.tensors.clear();
-  pack(state->network, state->kernels, precision_of(options.dtype), drop_pages);
+  TORCH_CHECK_VALUE(set_precisions(state->network, options.dtype, {int8.begin(), int8.end()}),
+                    "load: '", path, "': int8 names layers that its config does not have");
+  state->fallbacks = std::move(fallbacks);
+  pack(state->network, state->kernels, drop_pages);
   return FrozenModel(std::move(state));
 }
 

@@ -10,8 +10,12 @@
 namespace dpt {
 
 struct DPT_API FreezeOptions {
-  // Of the factors of products: float32 or bfloat16 (whose sums are float32, too).
+  // Of the factors of products: float32, bfloat16 (whose sums are float32, too), or int8 where that
+  // pays and the calibration images allow (runtime/calibration.h), float32 elsewhere.
   at::ScalarType dtype = at::kFloat;
+  // For int8, and only for it: images as the model will see, each tensor float32 [N, 3, H, W] on
+  // the CPU, normalised as in training.
+  std::vector<Tensor> calibration{};
   // How many threads one call takes; 0: at::get_num_threads() at the call.
   int threads = 0;
   // What of the rewrites is left out, for measurements.
@@ -23,7 +27,8 @@ struct DPT_API FreezeOptions {
 class DPT_API FrozenModel {
  public:
   // Folds and packs the tensors of a model on the CPU, which is not needed any more afterwards.
-  // Throws (ValueError in Python) for another dtype, or tensors on another device.
+  // Throws (ValueError in Python) for another dtype, tensors on another device, or int8 without
+  // calibration images.
   explicit FrozenModel(const Model& model, const FreezeOptions& options = {});
 
   // images: float32 [B, 3, H, W] on the CPU, normalised as in training; H and W as `Model` wants
@@ -31,10 +36,13 @@ class DPT_API FrozenModel {
   Output operator()(const Tensor& images) const;
 
   const Config& config() const;
-  const FreezeOptions& options() const;
+  const FreezeOptions& options() const;  // without the calibration images
+  // Layers that int8 would have cost too much, which are float32: names as in the file, the worst
+  // first.
+  const std::vector<std::string>& fallbacks() const;
 
-  // One safetensors file: the folded tensors, in the metadata the config, "format_version" and
-  // what the caller adds. Written to a temporary name first.
+  // One safetensors file: the folded tensors, in the metadata the config, "format_version", for
+  // int8 the precision of each layer, and what the caller adds. Written to a temporary name first.
   void save(const std::string& path, const std::map<std::string, std::string>& metadata = {}) const;
 
   // Reads such a file; tensors are packed one by one. Throws (ValueError in Python) for another

@@ -117,7 +117,7 @@ struct Winograd {
 
 // --- attention ---
 
-// softmax(q k^T) v of each head. The scale is in q already.
+// softmax(q k^T) v of each head. The scale is in q already. With kInt8, too, it is float32.
 struct Attention {
   Precision precision = Precision::kFloat32;
   const float* qkv = nullptr;  // [batch, tokens, 3, heads, head_dim]

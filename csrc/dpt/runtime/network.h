@@ -3,9 +3,11 @@
 #pragma once
 
 #include <memory>
+#include <type_traits>
 
 #include "dpt/config.h"
 #include "dpt/model.h"
+#include "dpt/runtime/kernels.h"
 
 namespace dpt::runtime {
 
@@ -19,6 +21,7 @@ struct PackedProduct;
 struct Product {
   Tensor weight{}, bias{}, border{};
   int64_t stride = 1, above = 0, left = 0, groups = 1;
+  Precision precision = Precision::kFloat32;      // in which it is packed
   std::shared_ptr<const PackedProduct> packed{};  // see packed.h
 
   bool defined() const { return weight.defined(); }
@@ -240,15 +243,19 @@ struct DPT_API Network {
 
 namespace detail {
 
+// Calls f(name, part) for the parts of the type that f takes, Tensor or Product.
 template <class F>
 struct NetworkVisitor {
   F& f;
   std::string prefix;
 
-  void operator()(const char* name, Tensor& tensor) { f(prefix + name, tensor); }
   template <class Part>
   void operator()(const char* name, Part& part) {
-    part.visit(NetworkVisitor{f, prefix + name + "."});
+    if constexpr (std::is_invocable_v<F&, std::string, Part&>) {
+      f(prefix + name, part);
+    } else if constexpr (!std::is_same_v<Part, Tensor>) {
+      part.visit(NetworkVisitor{f, prefix + name + "."});
+    }
   }
   template <class Part>
   void operator()(const char* name, std::vector<Part>& parts) {
@@ -263,6 +270,12 @@ struct NetworkVisitor {
 // Calls f(name, tensor) for each tensor, perhaps undefined.
 template <class F>
 void for_each_tensor(Network& network, F&& f) {
+  network.visit(detail::NetworkVisitor<F>{f, ""});
+}
+
+// Calls f(name, product) for each product, perhaps undefined.
+template <class F>
+void for_each_product(Network& network, F&& f) {
   network.visit(detail::NetworkVisitor<F>{f, ""});
 }
 

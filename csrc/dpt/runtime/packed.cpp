@@ -25,8 +25,7 @@ void add_matrix(PackedProduct& packed, const Kernels& kernels, Precision precisi
 // Channels innermost, as in the maps: [n, c, kh, kw] to [n, kh * kw * c].
 Tensor as_matrix(const Tensor& weight) { return weight.permute({0, 2, 3, 1}).flatten(1); }
 
-std::shared_ptr<PackedProduct> packed(const Product& product, const Kernels& kernels,
-                                      Precision precision) {
+std::shared_ptr<PackedProduct> packed(const Product& product, const Kernels& kernels) {
   auto packed = std::make_shared<PackedProduct>();
   for (int64_t i = 0; i < product.weight.size(2); ++i) {
     for (int64_t j = 0; j < product.weight.size(3); ++j) {
@@ -36,18 +35,17 @@ std::shared_ptr<PackedProduct> packed(const Product& product, const Kernels& ker
   }
   packed->run = product.weight.size(1);
   for (const Tensor& group : product.weight.chunk(product.groups)) {
-    add_matrix(*packed, kernels, precision, as_matrix(group));
+    add_matrix(*packed, kernels, product.precision, as_matrix(group));
   }
   return packed;
 }
 
 // Of an image [B, 3, H, W] the rows of three planes, one below the other, are a map of one channel;
 // a row of a patch is `kernel` of its pixels in a run.
-std::shared_ptr<PackedProduct> packed_for_planes(const Product& product, const Kernels& kernels,
-                                                 Precision precision) {
+std::shared_ptr<PackedProduct> packed_for_planes(const Product& product, const Kernels& kernels) {
   auto packed = std::make_shared<PackedProduct>();
   packed->run = product.weight.size(3);
-  add_matrix(*packed, kernels, precision, product.weight.flatten(1));
+  add_matrix(*packed, kernels, product.precision, product.weight.flatten(1));
   return packed;  // taps depend on the height
 }
 
@@ -64,12 +62,11 @@ std::shared_ptr<PackedProduct> packed_winograd(const Product& product, const Ker
 }
 
 // The products of the nine taps, [9 * n, c]: number 3 * (dy + 1) + dx + 1 first.
-std::shared_ptr<PackedProduct> packed_taps(const Product& product, const Kernels& kernels,
-                                           Precision precision) {
+std::shared_ptr<PackedProduct> packed_taps(const Product& product, const Kernels& kernels) {
   auto packed = std::make_shared<PackedProduct>();
   packed->taps = {{0, 0}};
   packed->run = product.channels();
-  add_matrix(*packed, kernels, precision,
+  add_matrix(*packed, kernels, product.precision,
              product.weight.permute({2, 3, 0, 1}).reshape({-1, product.channels()}));
   return packed;
 }
@@ -89,29 +86,24 @@ Buffer::Buffer(size_t bytes) : size_((bytes + kAlignment - 1) / kAlignment * kAl
 
 void Buffer::Free::operator()(void* data) const { std::free(data); }
 
-void pack(Network& network, const Kernels& kernels, Precision precision,
+void pack(Network& network, const Kernels& kernels,
           const std::function<void(const Tensor&)>& done) {
-  const auto give = [&](Product& product, std::shared_ptr<const PackedProduct> packed) {
-    product.packed = std::move(packed);
+  using Pack = std::shared_ptr<PackedProduct>(const Product&, const Kernels&);
+  const auto pack_as = [&](Pack& form, Product& product) {
+    if (!product.defined() || product.packed) return;
+    product.packed = form(product, kernels);
     if (done) done(product.weight);
   };
-  const auto plain = [&](Product& product) {
-    if (product.defined()) give(product, packed(product, kernels, precision));
-  };
-  const auto planes = [&](Product& product) {
-    give(product, packed_for_planes(product, kernels, precision));
-  };
+  const auto plain = [&](Product& product) { pack_as(packed, product); };
+  const auto planes = [&](Product& product) { pack_as(packed_for_planes, product); };
   const auto same_size = [&](Product& product) {  // 3x3 of stride 1
-    if (network.rewrites.winograd && precision == Precision::kFloat32 && product.defined() &&
-        !product.border.defined()) {
-      give(product, packed_winograd(product, kernels));
-    } else {
-      plain(product);
-    }
+    const bool winograd = network.rewrites.winograd && product.precision == Precision::kFloat32 &&
+                          !product.border.defined();
+    pack_as(winograd ? packed_winograd : packed, product);
   };
   const auto resized = [&](Product& product) {
     if (network.rewrites.products_first) {
-      give(product, packed_taps(product, kernels, precision));
+      pack_as(packed_taps, product);
     } else {
       same_size(product);
     }

@@ -1,0 +1,89 @@
+#include "dpt/runtime/calibration.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace dpt::runtime {
+
+namespace {
+
+// A layer that may be int8, packed both ways.
+struct Layer {
+  std::string name;
+  Product* product;
+  std::shared_ptr<const PackedProduct> wide{}, narrow{};
+  double error = 0;  // that it brings alone
+
+  void use(Precision precision) const {
+    product->precision = precision;
+    product->packed = precision == Precision::kInt8 ? narrow : wide;
+  }
+};
+
+// Mean absolute difference over the range of what is wanted, of the output where it is larger.
+double error_of(const Output& got, const Output& want) {
+  double worst = 0;
+  for (const auto& [a, b] : {std::pair{got.depth, want.depth}, {got.logits, want.logits}}) {
+    if (!b.defined()) continue;
+    const double difference = (a - b).abs().mean(at::kDouble).item<double>();
+    const double range = (b.max() - b.min()).item<double>();
+    if (!std::isfinite(difference)) return std::numeric_limits<double>::infinity();
+    if (difference > 0) worst = std::max(worst, difference / range);
+  }
+  return worst;
+}
+
+}  // namespace
+
+std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernels,
+                                         size_t num_images,
+                                         const std::function<Output(size_t)>& predict,
+                                         double most) {
+  pack(network, kernels);
+  std::vector<Output> wanted;
+  for (size_t i = 0; i < num_images; ++i) {
+    const Output& output = wanted.emplace_back(predict(i));
+    for (const Tensor& tensor : {output.depth, output.logits}) {
+      TORCH_CHECK_VALUE(!tensor.defined() || at::isfinite(tensor).all().item<bool>(),
+                        "freeze: the model predicts numbers that are not finite for image ", i,
+                        " of the calibration images, in float32");
+    }
+  }
+  const auto error = [&] {
+    double sum = 0;
+    for (size_t i = 0; i < num_images; ++i) sum += error_of(predict(i), wanted[i]);
+    return sum / static_cast<double>(num_images);
+  };
+
+  std::vector<Layer> layers;
+  for_each_product(network, [&](const std::string& name, Product& product) {
+    if (!product.defined() || product.groups > 1 || product.packed->winograd) return;
+    if (product.packed->taps.size() != 1) return;
+    layers.push_back({.name = name, .product = &product, .wide = std::move(product.packed)});
+    product.precision = Precision::kInt8;
+  });
+  pack(network, kernels);
+  for (Layer& layer : layers) layer.narrow = layer.product->packed;
+
+  std::vector<std::string> fallbacks;
+  double total = error();
+  if (total <= most) return fallbacks;
+  for (const Layer& layer : layers) layer.use(Precision::kFloat32);
+  for (Layer& layer : layers) {
+    layer.use(Precision::kInt8);
+    layer.error = error();
+    layer.use(Precision::kFloat32);
+  }
+  for (const Layer& layer : layers) layer.use(Precision::kInt8);
+  std::ranges::stable_sort(layers, std::ranges::greater{}, &Layer::error);
+  for (const Layer& layer : layers) {
+    if (total <= most) break;
+    layer.use(Precision::kFloat32);
+    fallbacks.push_back(layer.name);
+    total = error();
+  }
+  return fallbacks;
+}
+
+}  // namespace dpt::runtime
