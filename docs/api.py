@@ -113,10 +113,12 @@ image, `N` patch tokens, `D` token width, `C` feature channels, `K` classes. `Im
 def members(cls: type) -> Iterator[tuple[str, Any]]:
     """Public methods and properties that this library defines, in the order of the code."""
     kinds = (type(members), classmethod, staticmethod, property)
+    found: dict[str, Any] = {}
     for base in cls.__mro__:
         for name, value in vars(base).items() if base.__module__.startswith("torchdpt") else ():
             if isinstance(value, kinds) and (not name.startswith("_") or name == "__call__"):
-                yield name, value
+                found.setdefault(name, value)
+    yield from found.items()
 
 
 def type_text(annotation: Any, module: str) -> str:

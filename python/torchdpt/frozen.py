@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self, cast, overload
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from torchdpt import _C
 from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
 from torchdpt.image import ImageProcessor, is_count
-from torchdpt.predict import predict
+from torchdpt.predict import Network
 from torchdpt.stages import DPTOutput, as_output
 
 if TYPE_CHECKING:
     from torchdpt.image import ImageLike
-    from torchdpt.prediction import Prediction
 
 
 def calibration_images(calibration: Tensor | Sequence[ImageLike] | None, processor: ImageProcessor) -> list[Tensor]:
@@ -45,7 +44,7 @@ def calibration_images(calibration: Tensor | Sequence[ImageLike] | None, process
     return [processor(image)[None] for image in calibration]
 
 
-class FrozenModel:
+class FrozenModel(Network):
     """A network that `DPTModel.freeze` made ready to predict on a CPU, or that `load` read.
 
     Many threads may call it at once. The same input gives the same bits, with any number of threads.
@@ -61,6 +60,11 @@ class FrozenModel:
         self.config = DPTConfig.from_json(core.config())
         self.processor = processor
         self.classes = classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs: the CPU."""
+        return torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,39 +125,4 @@ class FrozenModel:
         return as_output(self.config, self._core.run(images.detach()))
 
     def _run(self, images: Tensor) -> DPTOutput:
-        return self(images)
-
-    @overload
-    def predict(
-        self,
-        image: ImageLike,
-        *,
-        size: tuple[int, int] | None = ...,
-        input_size: int | tuple[int, int] | None = ...,
-        resize: str | None = ...,
-        batch_size: int = ...,
-    ) -> Prediction: ...
-    @overload
-    def predict(
-        self,
-        image: list[ImageLike] | tuple[ImageLike, ...],
-        *,
-        size: tuple[int, int] | None = ...,
-        input_size: int | tuple[int, int] | None = ...,
-        resize: str | None = ...,
-        batch_size: int = ...,
-    ) -> list[Prediction]: ...
-    def predict(
-        self,
-        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
-        *,
-        size: tuple[int, int] | None = None,
-        input_size: int | tuple[int, int] | None = None,
-        resize: str | None = None,
-        batch_size: int = 8,
-    ) -> Prediction | list[Prediction]:
-        """Predict for a photograph or a list of them; see `DPTModel.predict`."""
-        several = isinstance(image, list | tuple)
-        images = cast("Sequence[ImageLike]", image if several else [image])
-        predictions = predict(self, images, size=size, input_size=input_size, resize=resize, batch_size=batch_size)
-        return predictions if several else predictions[0]
+        return self(images.to(self.device, torch.float32))

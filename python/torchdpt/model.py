@@ -8,7 +8,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Self, cast, overload
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,11 @@ from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
 from torchdpt.frozen import FrozenModel, calibration_images
 from torchdpt.image import ImageProcessor, is_count
-from torchdpt.predict import predict
+from torchdpt.predict import Network
 from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble, Stage, as_config, as_output, has_hooks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-    from torchdpt.image import ImageLike
-    from torchdpt.prediction import Prediction
 
 _log = logging.getLogger("torchdpt")
 _mode_lock = threading.Lock()  # not of a model, which could then be neither copied nor pickled
@@ -55,7 +52,7 @@ def processor_of(checkpoint_path: str, config: DPTConfig) -> ImageProcessor:
     return ImageProcessor.from_folder(folder) if own else published_processor(config)
 
 
-class DPTModel(nn.Module):
+class DPTModel(Network, nn.Module):
     """A Dense Prediction Transformer.
 
     `predict` goes from photographs to depth maps; calling the model goes from tensors to tensors. The four stages,
@@ -286,10 +283,19 @@ class DPTModel(nn.Module):
         )
         return as_output(self.config, outputs)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their floating point type."""
+        return next(self.parameters()).dtype
+
     def _run(self, images: Tensor) -> DPTOutput:
-        weight = next(self.parameters())
         with torch.inference_mode(), self._eval_mode():
-            output: DPTOutput = self(images.to(weight.device, weight.dtype))
+            output: DPTOutput = self(images.to(self.device, self.dtype))
             return output
 
     def freeze(
@@ -357,61 +363,6 @@ class DPTModel(nn.Module):
             and stage.training == self.training
             and not has_hooks(stage)
         )
-
-    @overload
-    def predict(
-        self,
-        image: ImageLike,
-        *,
-        size: tuple[int, int] | None = ...,
-        input_size: int | tuple[int, int] | None = ...,
-        resize: str | None = ...,
-        batch_size: int = ...,
-    ) -> Prediction: ...
-    @overload
-    def predict(
-        self,
-        image: list[ImageLike] | tuple[ImageLike, ...],
-        *,
-        size: tuple[int, int] | None = ...,
-        input_size: int | tuple[int, int] | None = ...,
-        resize: str | None = ...,
-        batch_size: int = ...,
-    ) -> list[Prediction]: ...
-    def predict(
-        self,
-        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
-        *,
-        size: tuple[int, int] | None = None,
-        input_size: int | tuple[int, int] | None = None,
-        resize: str | None = None,
-        batch_size: int = 8,
-    ) -> Prediction | list[Prediction]:
-        """Predict depth for a photograph or a list of them.
-
-        Runs in eval mode, and leaves the model in the mode that it was in.
-
-        Args:
-            image: RGB. A path, the bytes of a file, a PIL image, an array [H, W, 3], a tensor [3, H, W] (`load_image`
-                says what is allowed in each); or a list of such.
-            size: (height, width) of the prediction in pixels. Default: the image's own.
-            input_size: Side or (height, width) that the network's input aims at. Default: `processor.size`.
-            resize: "minimal", "lower_bound", "upper_bound" or "exact", see `ImageProcessor`. Default: that of
-                `processor`.
-            batch_size: How many images of one network size run at once. Default: 8.
-
-        Returns:
-            A Prediction whose `depth` is float32 [H, W]; its `kind` and `unit` say what the numbers mean. For a list, a
-            list in the same order.
-
-        Raises:
-            ValueError: if an image is damaged or none, or an option is wrong.
-            OSError: if a file cannot be read.
-        """
-        several = isinstance(image, list | tuple)
-        images = cast("Sequence[ImageLike]", image if several else [image])
-        predictions = predict(self, images, size=size, input_size=input_size, resize=resize, batch_size=batch_size)
-        return predictions if several else predictions[0]
 
     def attention(self, images: Tensor, block: int) -> Tensor:
         """The attention weights of one encoder block.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -25,18 +26,97 @@ if TYPE_CHECKING:
     from torchdpt.stages import DPTOutput
 
 
-class Network(Protocol):
-    """What predicts: a `DPTModel` or a `FrozenModel`."""
+class Network(ABC):
+    """What predicts: a `DPTModel` or a `FrozenModel`.
 
+    Attributes:
+        config: The network's shape.
+        processor: How `predict` prepares photographs.
+        classes: What the classes of segmentation are called, or None.
+    """
+
+    config: DPTConfig
     processor: ImageProcessor
     classes: Classes | None
 
     @property
-    def config(self) -> DPTConfig:
-        """The network's shape."""
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it runs, and its results are."""
 
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the factors of its products."""
+
+    @abstractmethod
     def _run(self, images: Tensor) -> DPTOutput:
-        """Predict for prepared images, float32 [B, 3, H, W] on the CPU; in eval mode, without gradients."""
+        """Predict for prepared images [B, 3, H, W] on any device, in eval mode and without gradients."""
+
+    @overload
+    def predict(
+        self,
+        image: ImageLike,
+        *,
+        size: tuple[int, int] | None = ...,
+        input_size: int | tuple[int, int] | None = ...,
+        resize: str | None = ...,
+        batch_size: int = ...,
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        image: list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        size: tuple[int, int] | None = ...,
+        input_size: int | tuple[int, int] | None = ...,
+        resize: str | None = ...,
+        batch_size: int = ...,
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        image: ImageLike | list[ImageLike] | tuple[ImageLike, ...],
+        *,
+        size: tuple[int, int] | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        resize: str | None = None,
+        batch_size: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Predict depth for a photograph or a list of them.
+
+        Runs in eval mode, and leaves the model in the mode that it was in.
+
+        Args:
+            image: RGB. A path, the bytes of a file, a PIL image, an array [H, W, 3], a tensor [3, H, W] (`load_image`
+                says what is allowed in each); or a list of such.
+            size: (height, width) of the prediction in pixels. Default: the image's own.
+            input_size: Side or (height, width) that the network's input aims at. Default: `processor.size`.
+            resize: "minimal", "lower_bound", "upper_bound" or "exact", see `ImageProcessor`. Default: that of
+                `processor`.
+            batch_size: How many images of one network size run at once. Default: 8.
+
+        Returns:
+            A Prediction whose `depth` is float32 [H, W]; its `kind` and `unit` say what the numbers mean. For a list, a
+            list in the same order.
+
+        Raises:
+            ValueError: if an image is damaged or none, or an option is wrong.
+            OSError: if a file cannot be read.
+        """
+        several = isinstance(image, list | tuple)
+        images = cast("Sequence[ImageLike]", image if several else [image])
+        size = _check(size, batch_size)
+        processor = processor_for(self, input_size, resize)
+        items = []
+        for i, each in enumerate(images):
+            try:
+                items.append(_load(self, each, processor))
+            except (ValueError, OSError) as error:
+                if len(images) > 1:
+                    error.add_note(f"image {i} of the list")
+                raise
+        predictions = _predict_batch(self, items, size, batch_size)
+        return predictions if several else predictions[0]
 
 
 class FileResult(NamedTuple):
@@ -185,29 +265,6 @@ def check_network_size(model: Network, height: int, width: int) -> None:
             f"the network's input would be {width} x {height} pixels, more than 64 times its native "
             f"{native} x {native}; pass a smaller input_size, or resize='upper_bound' or 'exact'"
         )
-
-
-def predict(
-    model: Network,
-    images: Sequence[ImageLike],
-    *,
-    size: tuple[int, int] | None = None,
-    input_size: int | tuple[int, int] | None = None,
-    resize: str | None = None,
-    batch_size: int = 8,
-) -> list[Prediction]:
-    """Predict for a list of images; see `DPTModel.predict`."""
-    size = _check(size, batch_size)
-    processor = processor_for(model, input_size, resize)
-    items = []
-    for i, image in enumerate(images):
-        try:
-            items.append(_load(model, image, processor))
-        except (ValueError, OSError) as error:
-            if len(images) > 1:
-                error.add_note(f"image {i} of the list")
-            raise
-    return _predict_batch(model, items, size, batch_size)
 
 
 def _load(model: Network, image: ImageLike, processor: ImageProcessor) -> _Item:

@@ -19,7 +19,7 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 
 from torchdpt import DPTModel, DPTOutput, FileResult, ImageProcessor, Prediction, predict_files
 from torchdpt.classes import ADE20K, Classes
-from torchdpt.predict import predict, resize_labels
+from torchdpt.predict import Network, resize_labels
 
 CONFIG = VIT.replace(head_features=32)  # as in transformers
 
@@ -254,8 +254,11 @@ def test_flipped_arrays(model: DPTModel) -> None:
 # --- classes and metres ---
 
 
-class Stub:
+class Stub(Network):
     """Predicts what it is given, as far as the config of a real network has heads for it."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self, output: DPTOutput, *, metric: bool = False, classes: Classes | None = None) -> None:
         self.config = CONFIG.replace(metric=metric)
@@ -319,26 +322,26 @@ def test_only_one_class_is_at_full_size_at_once(monkeypatch: pytest.MonkeyPatch)
 def test_segmentation_gives_labels_alone() -> None:
     logits = torch.randn(2, 150, 32, 32)
     images = [photograph(50, 80), photograph(40, 30)]
-    predictions = predict(Stub(DPTOutput(None, logits), classes=ADE20K), images)
+    predictions = Stub(DPTOutput(None, logits), classes=ADE20K).predict(images)
     for prediction, image, scores in zip(predictions, images, logits, strict=True):
         assert (prediction.depth, prediction.kind, prediction.unit) == (None, None, None)
         assert prediction.classes is ADE20K
         assert np.array_equal(prediction.labels, plain_argmax(scores, *image.shape[:2]))
         assert np.array_equal(prediction.image, image)
-    (small,) = predict(Stub(DPTOutput(None, logits[:1]), classes=ADE20K), images[:1], size=(10, 20))
+    (small,) = Stub(DPTOutput(None, logits[:1]), classes=ADE20K).predict(images[:1], size=(10, 20))
     assert small.labels.shape == (10, 20)
 
 
 def test_joint_networks_give_both() -> None:
     output = DPTOutput(torch.rand(1, 64, 64), torch.randn(1, 5, 64, 64))
-    (prediction,) = predict(Stub(output, classes=Classes.numbered(5)), [photograph(50, 80)])
+    (prediction,) = Stub(output, classes=Classes.numbered(5)).predict([photograph(50, 80)])
     assert prediction.depth.shape == prediction.labels.shape == (50, 80)
     assert prediction.kind == "relative_inverse_depth"
 
 
 def test_metric_depth_is_resized_as_the_network_gives_it() -> None:
     metres = 1 + 9 * torch.rand(1, 64, 64)
-    (prediction,) = predict(Stub(DPTOutput(metres), metric=True), [photograph(50, 80)])
+    (prediction,) = Stub(DPTOutput(metres), metric=True).predict([photograph(50, 80)])
     want = F.interpolate(metres[None], (50, 80), mode="bicubic", align_corners=False)[0, 0].numpy()
     assert np.array_equal(prediction.depth, want)
     assert (prediction.kind, prediction.unit) == ("metric_depth", "m")
@@ -348,7 +351,7 @@ def test_metric_depth_is_resized_as_the_network_gives_it() -> None:
 def test_classes_of_another_network_are_refused(classes: Classes | None, got: str) -> None:
     stub = Stub(DPTOutput(None, torch.zeros(1, 5, 64, 64)), classes=classes)
     with pytest.raises(ValueError, match=rf"model.classes must name the 5 classes of the network, got {got}; Classes"):
-        predict(stub, [photograph(8, 8)])
+        stub.predict([photograph(8, 8)])
 
 
 # --- files ---
