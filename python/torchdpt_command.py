@@ -123,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         hub.add_argument("--local-files-only", action="store_true", help="look in the cache alone")
 
     or_random = ", or a preset for random weights"
+    or_frozen = ", frozen model (file)" + or_random
 
     def add_json(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -130,6 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     def add_where(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
         sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the file")
+
+    def add_frozen(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--frozen", action="store_true", help="make the network ready for this CPU first: faster")
 
     sub = command(
         "predict",
@@ -140,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("images", nargs="+", help="files, folders (with those below them) or quoted globs").complete = (  # type: ignore[attr-defined]
         shtab.FILE
     )
-    add_model(sub, "--model", preset=or_random, required=True)
+    add_model(sub, "--model", preset=or_frozen, required=True)
     sub.add_argument("--out", type=Path, default=Path("depth"), help="folder of the results (default: depth)")
     sub.add_argument(
         "--format",
@@ -152,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--resize", choices=["minimal", "lower_bound", "upper_bound", "exact"], help="how it gets there")
     sub.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     sub.add_argument("--resume", action="store_true", help="leave out images whose results are there")
-    sub.add_argument("--frozen", action="store_true", help="make the network ready for this CPU first: faster")
+    add_frozen(sub)
     add_where(sub)
     add_json(sub)
 
@@ -162,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         "measure a model on a data set, as a protocol says",
         "torchdpt eval --model dpt-large/ --protocol zero_shot_midas/nyu --data nyu:data/nyu --out nyu",
     )
-    add_model(sub, "--model", preset=or_random, required=True)
+    add_model(sub, "--model", preset=or_frozen, required=True)
     sub.add_argument(
         "--protocol",
         required=True,
@@ -185,6 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder of results.json, per_image.csv and pictures (default: none)")
     sub.add_argument("--worst", type=not_negative, default=10, help="how many of the worst to draw (default: 10)")
     sub.add_argument("--batch-size", type=positive, default=8, help="default: 8")
+    add_frozen(sub)
     add_where(sub)
     add_json(sub)
 

@@ -95,6 +95,14 @@ def _no_network(name: str, error: Exception) -> ConnectionError:
     )
 
 
+def is_frozen(path: Path) -> bool:
+    """Whether it is a file that `FrozenModel.save` wrote, perhaps damaged after its header."""
+    try:
+        return os.path.isfile(path) and _C.read_safetensors(os.fspath(path))[0].get("format") == "torchdpt frozen"
+    except ValueError:
+        return False
+
+
 class Checkpoint(NamedTuple):
     """What a folder or file holds: its layout, the config's JSON, tensors by our names, and by their own names those
     that the network never runs."""
@@ -107,6 +115,11 @@ class Checkpoint(NamedTuple):
 
 def read(path: str, config: str | None = None) -> Checkpoint:
     """Read a folder or file. `config`, JSON, says what a file without one of its own cannot."""
+    if is_frozen(path):
+        raise ValueError(
+            f"from_pretrained: {path!r} is a frozen model, whose tensors are folded to predict alone; FrozenModel.load "
+            "reads it, and `torchdpt predict` and `torchdpt eval` take it as --model"
+        )
     pickled = _pickle_in(path)
     if pickled is not None:
         return Checkpoint(*_C.recognize(read_state_dict(pickled, "from_pretrained"), pickled, config))

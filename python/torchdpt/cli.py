@@ -16,10 +16,11 @@ import torch
 
 import torchdpt
 from torchdpt import results
-from torchdpt.checkpoint import SHIPPED
+from torchdpt.checkpoint import SHIPPED, is_frozen
 
 if TYPE_CHECKING:
     from torchdpt.model import DPTModel
+    from torchdpt.predict import Network
     from torchdpt.prediction import Prediction
 
 # Format -> what is appended to the name of the photograph.
@@ -90,6 +91,15 @@ def frozen_model(args: argparse.Namespace) -> torchdpt.FrozenModel:
     if dtype is None:
         raise ValueError(f"--frozen: --dtype must be float32 or bfloat16, got {args.dtype}")
     return load_model(args, "cpu").freeze(dtype)
+
+
+def load_network(args: argparse.Namespace) -> Network:
+    """The checkpoint `args.model`, frozen with --frozen, or a file of a frozen model."""
+    if not is_frozen(args.model):
+        return frozen_model(args) if args.frozen else load_model(args, args.device, args.dtype)
+    if args.device not in (None, "cpu") or args.dtype is not None:
+        raise ValueError(f"{args.model} is a frozen model, for the CPU and of its own --dtype; leave out both options")
+    return torchdpt.FrozenModel.load(args.model)
 
 
 def count_parameters(config: torchdpt.DPTConfig) -> int:
@@ -181,7 +191,7 @@ def predict(args: argparse.Namespace) -> int:
     photographs = results.find_photographs(args.images, out)
     entries = results.prepare(out)
     names = results.name_results(photographs, entries)
-    model = frozen_model(args) if args.frozen else load_model(args, args.device, args.dtype)
+    model = load_network(args)
     formats = formats_of(model.config, wanted)
     settings = settings_of(args)
     jobs = list(zip(photographs, names, strict=True))

@@ -16,7 +16,7 @@ import torch
 
 import torchdpt
 from torchdpt import protocols
-from torchdpt.cli import is_preset, load_model, say
+from torchdpt.cli import is_preset, load_network, say
 from torchdpt.data import Dataset, open_dataset
 from torchdpt.evaluate import EvaluationResult
 from torchdpt.evaluate_model import evaluate_dataset, for_model, predict_sample
@@ -26,7 +26,7 @@ from torchdpt.prediction_files import png
 from torchdpt.protocols import DepthProtocol, Protocol, SegmentationProtocol
 
 if TYPE_CHECKING:
-    from torchdpt.model import DPTModel
+    from torchdpt.predict import Network
 
 # Scenes for training are those of seeds below a million, for validation those from two millions on.
 _HELD_OUT = {"first": 3_000_000, "length": 100}
@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError(f"{out / 'results.json'} is there already; choose another --out, or delete that folder")
     protocol = read_protocol(args.protocol)
     dataset = open_data(args.data)
-    model = load_model(args, args.device, args.dtype)
+    model = load_network(args)
     sizes = args.input_size or [None]
     followed = [for_model(protocol, model, size) for size in sizes]  # what does not fit is said before hours of work
     if out is not None:
@@ -145,25 +145,25 @@ def evaluate(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def settings_of(args: argparse.Namespace, model: DPTModel, dataset: Dataset, total: int) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, model: Network, dataset: Dataset, total: int) -> dict[str, Any]:
     """All but the protocol that the numbers depend on."""
     import dataclasses
 
     import numpy
     import PIL
 
-    weight = next(model.parameters())
     return {
         "model": {
             "source": os.path.abspath(args.model) if os.path.exists(args.model) else args.model,
             "revision": args.revision,
             "random_weights": is_preset(args.model),
+            "frozen": isinstance(model, torchdpt.FrozenModel),
             "config": json.loads(model.config.to_json()),
             "processor": dataclasses.asdict(model.processor),
         },
         "data": {"source": args.data, "name": dataset.name, "samples": len(dataset), "evaluated": total},
-        "device": torch.cuda.get_device_name(weight.device) if weight.is_cuda else "cpu",
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": args.batch_size,
         "threads": torch.get_num_threads(),
         "versions": {
@@ -210,7 +210,7 @@ def table(runs: list[EvaluationResult]) -> str:
 def write(
     out: Path,
     args: argparse.Namespace,
-    model: DPTModel,
+    model: Network,
     dataset: Dataset,
     runs: list[EvaluationResult],
     record: dict[str, Any],
@@ -235,7 +235,7 @@ def write(
     write_atomically(out / "results.json", f"{json.dumps(record, indent=2)}\n".encode())
 
 
-def picture(model: DPTModel, dataset: Dataset, protocol: Protocol, row: dict[str, Any]) -> Any:
+def picture(model: Network, dataset: Dataset, protocol: Protocol, row: dict[str, Any]) -> Any:
     """Image, truth, prediction and error of one sample, side by side."""
     sample = dataset[row["index"]]
     prediction = predict_sample(model, sample, protocol)

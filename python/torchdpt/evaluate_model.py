@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,9 @@ from torchdpt.data import Dataset, Sample
 from torchdpt.evaluate import EvaluationResult, Evaluator
 from torchdpt.image import is_count, is_size
 from torchdpt.multi_scale import check_classes, check_size, predict_scores
-from torchdpt.predict import check_network_size
+from torchdpt.predict import Network, check_network_size
 from torchdpt.protocols import DepthProtocol, OrdinalProtocol, Protocol, SegmentationProtocol, kb_crop
 from torchdpt.tally import gather, rank_and_size
-
-if TYPE_CHECKING:
-    from torchdpt.model import DPTModel
 
 __all__ = ["evaluate_dataset"]
 
@@ -45,7 +42,7 @@ class _Item(NamedTuple):
 
 
 def evaluate_dataset(
-    model: DPTModel,
+    model: Network,
     dataset: Dataset,
     protocol: Protocol,
     *,
@@ -62,8 +59,8 @@ def evaluate_dataset(
     sky, whose depth is infinite, does not count. On a CPU the same arguments give the same bits.
 
     Args:
-        model: The network, on any device; it runs in eval mode. One of metric depth can be measured as one of inverse
-            depth, too, and not the other way round.
+        model: A `DPTModel`, on any device, which runs in eval mode, or a `FrozenModel`. One of metric depth can be
+            measured as one of inverse depth, too, and not the other way round.
         dataset: Of samples with depth, or with labels, as the protocol wants.
         protocol: Of `protocols.PROTOCOLS`, with changes from `protocols.get`, or one of one's own. Not of order: a
             `Sample` has no pairs of points; see `Evaluator`.
@@ -146,7 +143,7 @@ def evaluate_dataset(
     return dataclasses.replace(result, per_image=tuple(rows), failures=tuple(failures))
 
 
-def for_model(protocol: Protocol, model: DPTModel, input_size: int | tuple[int, int] | None = None) -> Protocol:
+def for_model(protocol: Protocol, model: Network, input_size: int | tuple[int, int] | None = None) -> Protocol:
     """The protocol as it is followed with this model.
 
     Raises:
@@ -184,7 +181,7 @@ def _as_size(input_size: int | tuple[int, int] | None) -> tuple[int, int] | None
     return int(size[0]), int(size[1])
 
 
-def predict_sample(model: DPTModel, sample: Sample, protocol: Protocol) -> Tensor:
+def predict_sample(model: Network, sample: Sample, protocol: Protocol) -> Tensor:
     """What `evaluate_dataset` measures: depth or inverse depth [h, w] as the protocol wants it, or labels [H, W].
 
     Args:
@@ -222,11 +219,11 @@ def truth_of(sample: Sample, protocol: Protocol) -> tuple[Tensor, Tensor]:
         raise UnfitSample(f"{error}, which {protocol.name} is of; ablation/redweb, say, is of inverse depth") from error
 
 
-def _load(model: DPTModel, dataset: Dataset, index: int, protocol: Protocol) -> _Item:
+def _load(model: Network, dataset: Dataset, index: int, protocol: Protocol) -> _Item:
     return _prepare(model, dataset[index], protocol)
 
 
-def _prepare(model: DPTModel, sample: Sample, protocol: Protocol) -> _Item:
+def _prepare(model: Network, sample: Sample, protocol: Protocol) -> _Item:
     truth, mask = truth_of(sample, protocol)
     image = sample.image.numpy()
     if isinstance(protocol, SegmentationProtocol):
@@ -245,21 +242,19 @@ def _prepare(model: DPTModel, sample: Sample, protocol: Protocol) -> _Item:
     return _Item(sample, processor(image), truth, mask)
 
 
-def _predict(model: DPTModel, items: list[_Item], protocol: Protocol, batch_size: int) -> list[Tensor]:
+def _predict(model: Network, items: list[_Item], protocol: Protocol, batch_size: int) -> list[Tensor]:
     """In order; images of one network size run together."""
     if isinstance(protocol, SegmentationProtocol):
         return [_labels(predict_scores(model, i.sample.image.numpy(), protocol, batch_size=batch_size)) for i in items]
-    weight = next(model.parameters())
     inputs = [item.input for item in items if item.input is not None]
     predictions: dict[int, Tensor] = {}
-    with torch.inference_mode(), model._eval_mode():
-        for shape in dict.fromkeys(x.shape for x in inputs):
-            group = [i for i, x in enumerate(inputs) if x.shape == shape]
-            depth = model(torch.stack([inputs[i] for i in group]).to(weight.device, weight.dtype)).depth
-            assert depth is not None  # `for_model`
-            metric_as_inverse = model.config.metric and protocol.prediction == "inverse_depth"
-            depth = 1 / depth.float() if metric_as_inverse else depth.float()
-            predictions |= dict(zip(group, depth, strict=True))
+    for shape in dict.fromkeys(x.shape for x in inputs):
+        group = [i for i, x in enumerate(inputs) if x.shape == shape]
+        depth = model._run(torch.stack([inputs[i] for i in group])).depth
+        assert depth is not None  # `for_model`
+        metric_as_inverse = model.config.metric and protocol.prediction == "inverse_depth"
+        depth = 1 / depth.float() if metric_as_inverse else depth.float()
+        predictions |= dict(zip(group, depth, strict=True))
     return [predictions[i] for i in range(len(inputs))]
 
 

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchdpt.image import Array, is_count, load_image
-from torchdpt.predict import check_network_size, processor_for
+from torchdpt.predict import Network, check_network_size, processor_for
 from torchdpt.protocols import SegmentationProtocol
 
 if TYPE_CHECKING:
     from torchdpt.image import ImageLike
-    from torchdpt.model import DPTModel
 
 
-def predict_scores(model: DPTModel, image: ImageLike, protocol: SegmentationProtocol, *, batch_size: int = 8) -> Tensor:
+def predict_scores(model: Network, image: ImageLike, protocol: SegmentationProtocol, *, batch_size: int = 8) -> Tensor:
     """The scores of all classes at each pixel of a photograph.
 
     Args:
@@ -44,19 +43,18 @@ def predict_scores(model: DPTModel, image: ImageLike, protocol: SegmentationProt
     array = load_image(image)
     height, width = array.shape[:2]
     check_size(model, height, width, protocol)
-    with torch.no_grad(), model._eval_mode():
-        total = torch.zeros(protocol.num_classes, height, width, device=next(model.parameters()).device)
-        for scale in protocol.scales:
-            side = _side(protocol, scale)
-            if protocol.crop_size is None or protocol.stride is None:
-                scores = _of_whole(model, array, side, protocol)
-            else:
-                scores = _of_crops(model, array, side, protocol.crop_size, protocol.stride, protocol, batch_size)
-            total += _resize(scores, height, width, protocol.upsample)
+    total = torch.zeros(protocol.num_classes, height, width, device=model.device)
+    for scale in protocol.scales:
+        side = _side(protocol, scale)
+        if protocol.crop_size is None or protocol.stride is None:
+            scores = _of_whole(model, array, side, protocol)
+        else:
+            scores = _of_crops(model, array, side, protocol.crop_size, protocol.stride, protocol, batch_size)
+        total += _resize(scores, height, width, protocol.upsample)
     return total
 
 
-def check_classes(model: DPTModel, protocol: SegmentationProtocol) -> None:
+def check_classes(model: Network, protocol: SegmentationProtocol) -> None:
     """ValueError if the network has other classes than the protocol, or crops do not fit its patches."""
     if model.config.num_classes != protocol.num_classes:
         has = f"{model.config.num_classes} classes" if model.config.num_classes else "no head for classes"
@@ -68,7 +66,7 @@ def check_classes(model: DPTModel, protocol: SegmentationProtocol) -> None:
         )
 
 
-def check_size(model: DPTModel, height: int, width: int, protocol: SegmentationProtocol) -> None:
+def check_size(model: Network, height: int, width: int, protocol: SegmentationProtocol) -> None:
     """ValueError if photographs of this size are too narrow or too large without crops."""
     for scale in protocol.scales if protocol.crop_size is None else ():
         processor = processor_for(model, _side(protocol, scale), protocol.resize)
@@ -79,18 +77,17 @@ def _side(protocol: SegmentationProtocol, scale: float) -> int:
     return math.ceil(protocol.base_size * scale)
 
 
-def _of_whole(model: DPTModel, image: Array, side: int, protocol: SegmentationProtocol) -> Tensor:
+def _of_whole(model: Network, image: Array, side: int, protocol: SegmentationProtocol) -> Tensor:
     """[K, h, w], at the size of the network's input."""
     return _scores(model, processor_for(model, side, protocol.resize)(image)[None], protocol)[0]
 
 
 def _of_crops(
-    model: DPTModel, image: Array, side: int, crop: int, stride: int, protocol: SegmentationProtocol, batch_size: int
+    model: Network, image: Array, side: int, crop: int, stride: int, protocol: SegmentationProtocol, batch_size: int
 ) -> Tensor:
     """[K, h, w], of the photograph with a longer side of `side`."""
-    device = next(model.parameters()).device
     full = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
-    rgb = torch.from_numpy(image.astype(np.float32) / full).permute(2, 0, 1).to(device)
+    rgb = torch.from_numpy(image.astype(np.float32) / full).permute(2, 0, 1).to(model.device)
     height, width = (max(1, int(side * length / max(image.shape[:2]) + 0.5)) for length in image.shape[:2])
     rgb = _resize(rgb, height, width, protocol.upsample)
     tops, lefts = (range(0, max(length - crop, 0) + stride, stride) for length in (height, width))
@@ -98,8 +95,8 @@ def _of_crops(
     rgb = F.pad(rgb, (0, lefts[-1] + crop - width, 0, tops[-1] + crop - height))
     x = model.processor.normalize(rgb.permute(1, 2, 0)).permute(2, 0, 1)
     corners = [(top, left) for top in tops for left in lefts]
-    total = torch.zeros(protocol.num_classes, *x.shape[1:], device=device)
-    count = torch.zeros(x.shape[1:], device=device)
+    total = torch.zeros(protocol.num_classes, *x.shape[1:], device=model.device)
+    count = torch.zeros(x.shape[1:], device=model.device)
     for start in range(0, len(corners), batch_size):
         batch = corners[start : start + batch_size]
         crops = torch.stack([x[:, top : top + crop, left : left + crop] for top, left in batch])
@@ -109,18 +106,16 @@ def _of_crops(
     return (total / count)[:, :height, :width]
 
 
-def _scores(model: DPTModel, images: Tensor, protocol: SegmentationProtocol) -> Tensor:
+def _scores(model: Network, images: Tensor, protocol: SegmentationProtocol) -> Tensor:
     """[B, K, h, w] of images [B, 3, h, w], normalised."""
-    weight = next(model.parameters())
-    images = images.to(weight.device, weight.dtype)
     logits = _logits(model, images)
     if protocol.flip:
         logits = logits + _logits(model, images.flip(3)).flip(3)
     return logits.exp() if protocol.score == "exp" else logits
 
 
-def _logits(model: DPTModel, images: Tensor) -> Tensor:
-    logits: Tensor | None = model(images).logits
+def _logits(model: Network, images: Tensor) -> Tensor:
+    logits = model._run(images).logits
     assert logits is not None  # `check_classes`
     return logits.float()
 

@@ -34,6 +34,20 @@ def test_predict_writes_what_the_model_predicts(checkpoint: str, tmp_path: Path)
     assert np.abs(Prediction.load(out / "a_depth.png").depth - want).max() <= np.ptp(want) / 65534
 
 
+def test_frozen_model_predicts(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photograph(tmp_path / "a.png")
+    frozen = DPTModel.from_pretrained(checkpoint, device="cpu").freeze()
+    frozen.save(tmp_path / "model.frozen")
+    want = frozen.predict(tmp_path / "a.png").depth
+    for name, model in (("one", [checkpoint, "--frozen"]), ("other", [str(tmp_path / "model.frozen")])):
+        out = tmp_path / name
+        options = ["--out", str(out), "--format", "npy"]
+        assert main(["predict", str(tmp_path / "a.png"), "--model", *model, *options]) == 0
+        assert np.array_equal(np.load(out / "a.npy"), want)
+    assert main(["export", str(tmp_path / "model.frozen"), str(tmp_path / "model.pt2")]) == 2
+    assert "is a frozen model, whose tensors are folded to predict alone" in capsys.readouterr().err
+
+
 def test_bad_files_are_reported_and_the_others_finished(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

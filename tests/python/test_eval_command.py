@@ -72,6 +72,7 @@ def test_the_record_says_what_the_numbers_depend_on(checkpoint: str, capsys: pyt
     assert output.err == ""
     assert record["model"]["source"] == checkpoint
     assert record["model"]["random_weights"] is False
+    assert record["model"]["frozen"] is False
     assert record["model"]["config"] == json.loads(CONFIG.to_json())
     assert record["model"]["processor"]["mean"] == [0.5, 0.5, 0.5]
     assert record["data"] == {"source": SCENES, "name": "scenes", "samples": 4, "evaluated": 2}
@@ -80,6 +81,23 @@ def test_the_record_says_what_the_numbers_depend_on(checkpoint: str, capsys: pyt
     assert record["runs"][0]["protocol"] == json.loads(
         json.dumps(protocols.to_json(protocols.get("scenes", input_size=(64, 64))))
     )
+
+
+def test_frozen_model_is_measured(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.frozen"
+    DPTModel.from_pretrained(checkpoint, device="cpu").freeze(torch.bfloat16).save(file)
+    records = []
+    for model, options in ((checkpoint, ["--frozen", "--dtype", "bfloat16"]), (str(file), [])):
+        assert run(model, "--json", "--limit", "2", *options) == 0
+        records.append(json.loads(capsys.readouterr().out))
+        assert (records[-1]["model"]["frozen"], records[-1]["dtype"], records[-1]["device"]) == (
+            True,
+            "bfloat16",
+            "cpu",
+        )
+    assert records[0]["runs"] == records[1]["runs"]
+    assert run(str(file), "--frozen", "--dtype", "float32") == 2
+    assert "is a frozen model, for the CPU and of its own --dtype" in capsys.readouterr().err
 
 
 def test_several_input_sizes_give_a_curve(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,18 @@ def test_kitti_photographs_are_cropped_and_predictions_pasted(metric: DPTModel) 
 # --- sizes, order, what does not count ---
 
 
+def test_a_frozen_model_is_measured_as_its_network_is(
+    model: DPTModel, metric: DPTModel, segmentation: DPTModel
+) -> None:
+    samples = Samples(sample("a"), sample("b", 51, 37))
+    for network, protocol in ((model, RELATIVE), (metric, METRES), (metric, RELATIVE), (segmentation, LABELS)):
+        expected = evaluate_dataset(network, samples, protocol)
+        got = evaluate_dataset(network.freeze(), samples, protocol)
+        assert (got.protocol, got.counts) == (expected.protocol, expected.counts)
+        for name, value in expected.metrics.items():  # a pixel may change its class
+            assert got.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-3)
+
+
 def test_protocol_without_a_size_takes_that_of_the_model(model: DPTModel) -> None:
     data = SceneDataset(2, height=64, width=96)
     processor, model.processor = model.processor, ImageProcessor((64, 96))

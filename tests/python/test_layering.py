@@ -97,8 +97,8 @@ PYTHON = {
     "metrics": {"segmentation_metrics", "tally"},
     "protocols": {"classes"},
     "evaluate": {"losses", "metrics", "protocols", "tally"},
-    "multi_scale": {"image", "model", "predict", "protocols"},  # type of the second
-    "evaluate_model": {"classes", "data", "evaluate", "image", "model", "multi_scale", "predict", "protocols", "tally"},
+    "multi_scale": {"image", "predict", "protocols"},
+    "evaluate_model": {"classes", "data", "evaluate", "image", "multi_scale", "predict", "protocols", "tally"},
     "evaluation_files": {"classes", "colormaps", "data", "evaluate", "evaluate_model", "image", "protocols"},
     "cli_eval": {
         "cli",
@@ -107,7 +107,7 @@ PYTHON = {
         "evaluate_model",
         "evaluation_files",
         "files",
-        "model",  # its type
+        "predict",  # a type
         "prediction_files",
         "protocols",
     },

@@ -173,6 +173,14 @@ def test_a_training_model_is_run_in_eval_mode_and_left_in_its_own(model: DPTMode
         model.eval()
 
 
+@pytest.mark.parametrize("protocol", [CROPS, WHOLE], ids=["crops", "whole"])
+def test_scores_of_a_frozen_model_are_those_of_its_network(model: DPTModel, protocol: SegmentationProtocol) -> None:
+    image = picture(50, 83)
+    expected = predict_scores(model, image, protocol)
+    got = predict_scores(model.freeze(), image, protocol)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()  # sums of exp() of float32
+
+
 def test_networks_that_do_not_fit_are_refused(model: DPTModel) -> None:
     image = picture(40, 40)
     with pytest.raises(ValueError, match="ade20k is of 150 classes, and this network has 5 classes"):
