@@ -10,7 +10,7 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -57,33 +57,10 @@ def read_protocol(text: str) -> Protocol:
     """The protocol of NAME[,field=value...].
 
     Raises:
-        ValueError: if there is no such protocol, field or choice.
+        ValueError: if there is no such protocol, field or value.
     """
     name, _, changes = text.partition(",")
-    protocol, fields = protocols.get(name), read_fields(changes, "--protocol")
-    hints = get_type_hints(type(protocol))
-    for field, value in fields.items():
-        if field in hints and not _is_of(value, hints[field]):
-            kind = re.sub(r"typing\.|<class '(\w+)'>", r"\1", str(hints[field]))
-            raise ValueError(f"--protocol: {field} must be {kind}, got {value!r}")
-    return protocols.get(name, **fields)
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; numbers without fraction are floats, too."""
-    kind = get_origin(hint)
-    if kind is tuple:
-        parts = get_args(hint)
-        if not isinstance(value, tuple) or not (parts[-1] is Ellipsis or len(parts) == len(value)):
-            return False
-        return all(_is_of(item, parts[0]) for item in value)
-    if kind is Literal:
-        return True  # the protocol looks at it, and lists the choices
-    if kind is not None:  # a union
-        return any(_is_of(value, part) for part in get_args(hint))
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
+    return protocols.get(name, **read_fields(changes, "--protocol"))
 
 
 def open_data(text: str) -> Dataset:

@@ -44,6 +44,17 @@ def calibration_images(calibration: Tensor | Sequence[ImageLike] | None, process
     return [processor(image)[None] for image in calibration]
 
 
+def as_threads(threads: int | None) -> int:
+    """How many threads a call takes, as the runtime knows it: 0 for those of torch at the call.
+
+    Raises:
+        ValueError: if it is no number of threads.
+    """
+    if threads is not None and not is_count(threads):
+        raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
+    return threads or 0
+
+
 class FrozenModel(Network):
     """A network that `DPTModel.freeze` made ready to predict on a CPU, or that `load` read.
 
@@ -87,9 +98,7 @@ class FrozenModel(Network):
         Raises:
             ValueError: if it is another file, a damaged one, or of another version of the format.
         """
-        if threads is not None and not is_count(threads):
-            raise ValueError(f"load: threads must be an integer of at least 1, got {threads!r}")
-        core = _C.load_frozen(os.fspath(path), threads or 0)
+        core = _C.load_frozen(os.fspath(path), as_threads(threads))
         try:
             entries = {name: json.loads(core.metadata()[name]) for name in ("processor", "classes")}
             processor = ImageProcessor(**entries["processor"])

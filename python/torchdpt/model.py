@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchdpt import _C, checkpoint
 from torchdpt.classes import Classes
 from torchdpt.config import DPTConfig
-from torchdpt.frozen import FrozenModel, calibration_images
-from torchdpt.image import ImageProcessor, is_count
+from torchdpt.frozen import FrozenModel, as_threads, calibration_images
+from torchdpt.image import ImageProcessor
 from torchdpt.predict import Network
 from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble, Stage, as_config, as_output, has_hooks
 
@@ -325,11 +325,9 @@ class DPTModel(Network, nn.Module):
             ValueError: for another dtype, number of threads or rewrite, or if `calibration` is missing, not wanted, or
                 holds no images.
         """
-        if threads is not None and not is_count(threads):
-            raise ValueError(f"freeze: threads must be an integer of at least 1, got {threads!r}")
         tensors = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in self.state_dict().items()}
         images = calibration_images(calibration, self.processor)
-        core = _C.freeze(self.config.to_json(), tensors, dtype, images, threads or 0, list(without))
+        core = _C.freeze(self.config.to_json(), tensors, dtype, images, as_threads(threads), list(without))
         return FrozenModel(core, self.processor, self.classes)
 
     _in_eval_mode = 0  # how many threads want it

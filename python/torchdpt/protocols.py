@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from torchdpt.annotations import is_of, name_of
 from torchdpt.classes import IGNORE_INDEX
 
 __all__ = [
@@ -229,14 +231,17 @@ Protocol = DepthProtocol | OrdinalProtocol | SegmentationProtocol
 
 
 def _check_choices(protocol: Protocol) -> None:
-    """Fields annotated as Literal, perhaps with None."""
     for name, hint in get_type_hints(type(protocol)).items():
-        parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
-        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        choices += [None] if choices and type(None) in parts else []
-        value = getattr(protocol, name)
+        value, choices = getattr(protocol, name), _choices(hint)
         if choices and value not in choices:
             raise ValueError(f"{protocol.name}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _choices(hint: Any) -> list[Any]:
+    """Those of a field annotated as Literal, perhaps with None; of others none."""
+    parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
+    choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    return [*choices, None] if choices and type(None) in parts else choices
 
 
 def kb_crop(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -261,20 +266,30 @@ def get(name: str, /, **changes: Any) -> Protocol:
 
     Args:
         name: Its name: "zero_shot_midas/nyu", say.
-        **changes: Fields, and what they are instead.
+        **changes: Fields, and what they are instead. A list, as in YAML, counts as a tuple.
 
     Raises:
-        ValueError: if there is no such protocol, field or choice.
+        ValueError: if there is no such protocol or field, or a value is of another type or none of the choices.
     """
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
         why = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"there is no protocol {name!r}{why}; there are {', '.join(PROTOCOLS)}")
-    fields = [field.name for field in dataclasses.fields(PROTOCOLS[name])]
-    for change in changes:
-        if change not in fields:
-            raise ValueError(f"{name} has no field {change!r}; it has {', '.join(fields)}")
-    return dataclasses.replace(PROTOCOLS[name], **changes)
+    return changed(PROTOCOLS[name], changes)
+
+
+def changed(protocol: Protocol, fields: Mapping[str, Any]) -> Protocol:
+    """The protocol with some fields changed, as `get` does."""
+    hints = get_type_hints(type(protocol))
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"{protocol.name} has no field {name!r}; it has {', '.join(hints)}")
+        if not _choices(hints[name]) and not is_of(value, hints[name]):
+            raise ValueError(f"{protocol.name}: {name} must be {name_of(hints[name])}, got {value!r}")
+    return dataclasses.replace(protocol, **values)
 
 
 def to_json(protocol: Protocol) -> dict[str, Any]:

@@ -119,6 +119,14 @@ def test_changes_are_in_the_record_and_leave_the_protocol_alone() -> None:
             {"upsample": "nearest"},
             "nyu_eigen: upsample must be one of 'bilinear', 'bicubic', got 'nearest'",
         ),
+        ("nyu_eigen", {"cap": "far"}, r"nyu_eigen: cap must be float \| None, got 'far'"),
+        ("nyu_eigen", {"cap": True}, r"nyu_eigen: cap must be float \| None, got True"),
+        (
+            "nyu_eigen",
+            {"crop": [1, 2, 3]},
+            r"crop must be tuple\[float, .*\] \| None, got \(1, 2, 3\)",
+        ),
+        ("ade20k", {"flip": 1}, "ade20k: flip must be bool, got 1"),
         ("nyu_eigen", {"paste": "garg"}, "paste must be one of 'kb_crop', None, got 'garg'"),
         ("nyu_eigen", {"headline": "whdr"}, "headline must be one of 'abs_rel', .* got 'whdr'"),
         ("diw", {"headline": "abs_rel"}, "headline must be one of 'whdr', got 'abs_rel'"),
@@ -132,6 +140,11 @@ def test_changes_are_in_the_record_and_leave_the_protocol_alone() -> None:
 def test_what_there_is_not_is_refused(name: str, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         protocols.get(name, **changes)
+
+
+def test_lists_count_as_tuples() -> None:
+    assert protocols.get("nyu_eigen", crop=[1, 9, 1, 9]) == protocols.get("nyu_eigen", crop=(1, 9, 1, 9))
+    assert protocols.get("ade20k", scales=[1, 2]) == protocols.get("ade20k", scales=(1, 2))
 
 
 # --- zero-shot ---

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import types
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from torchdpt.annotations import is_of, name_of
 from torchdpt.data.folder import FolderDataset, nearest
 from torchdpt.data.published import (
     ADE20KDataset,
@@ -61,21 +61,7 @@ def open_dataset(type: str, /, **options: Any) -> Dataset:
             raise ValueError(f"{type}: the option {name!r} is missing")
     hints = get_type_hints(DATASETS[type].__init__)
     for name, value in options.items():
-        if name in hints and not _is_of(value, hints[name]):
-            wanted = str(hints[name]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
-            raise ValueError(f"{type}: the option {name!r} must be {wanted}, got {value!r}")
+        if name in hints and not is_of(value, hints[name]):
+            raise ValueError(f"{type}: the option {name!r} must be {name_of(hints[name])}, got {value!r}")
     dataset: Dataset = DATASETS[type](**options)
     return dataset
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as a union of classes and literals goes."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_is_of(value, part) for part in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    kind = origin or hint
-    if kind in (int, float):
-        return isinstance(value, int | kind) and not isinstance(value, bool)
-    return not isinstance(kind, type) or isinstance(value, kind)
