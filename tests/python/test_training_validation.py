@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_runs import JOINT, batch_of, config_of, differences, trainer_of
+from training_runs import DEPTH, JOINT, batch_of, config_of, differences, trainer_of
 
-from torchdpt import DPTModel
+from torchdpt import DPTModel, protocols
+from torchdpt.data import SceneDataset
+from torchdpt.evaluate_model import evaluate_dataset
+from torchdpt.protocols import DepthProtocol, SegmentationProtocol
 from torchdpt.training import fit
 from torchdpt.training import trainer as trainer_module
 
@@ -93,3 +96,74 @@ def test_training_goes_on_in_train_mode(tmp_path: Path, seen: list[dict[str, Any
     before = {name: b.clone() for name, b in trainer.model.named_buffers()}
     trainer.train_step(batch_of(4))
     assert differences(dict(trainer.model.named_buffers()), before) != []
+
+
+# --- how it is measured ---
+
+SCENES: dict[str, Any] = {"type": "scenes", "first": 2_000_000, "length": 3, "height": 32, "width": 48}
+
+
+def test_depth_and_classes_of_one_network_are_measured(tmp_path: Path) -> None:
+    validation = [SCENES, SCENES | {"name": "classes", "protocol": "classes"}]
+    result = fit(config_of(tmp_path, validation=validation, steps=2))
+    model = DPTModel.from_pretrained(tmp_path / "final")
+    data = SceneDataset(3, first=2_000_000, height=32, width=48)
+    depth = DepthProtocol(
+        name="", dataset="", input_size=(32, 32), target="inverse_depth", error_space="inverse_depth", multiple_of=32
+    )
+    classes = SegmentationProtocol(
+        name="",
+        dataset="",
+        num_classes=10,
+        absent="skip",
+        scales=(1.0,),
+        base_size=32,
+        resize="minimal",
+        crop_size=None,
+        stride=None,
+        flip=False,
+        score="logits",
+        upsample="bicubic",
+    )
+    for name, protocol in (("scenes", depth), ("classes", classes)):
+        assert result.validation[name] == evaluate_dataset(model, data, protocol).headline
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "validation/classes" and "miou" in r] == [0, 2]
+    assert (tmp_path / "pictures/classes_00000002.png").is_file()
+
+
+def test_fields_of_a_protocol_can_be_changed(tmp_path: Path) -> None:
+    changes = {"cap": 10, "max_target": 10, "crop": [4, 28, 4, 44]}
+    (validation,) = trainer_of(
+        tmp_path, DEPTH, validation=[SCENES | {"protocol": "own_depth", "protocol_fields": changes}]
+    ).validations
+    assert validation.protocol == protocols.get("own_depth", cap=10, max_target=10, crop=(4, 28, 4, 44))
+    (validation,) = trainer_of(tmp_path, validation=[SCENES | {"protocol_fields": {"average": "pooled"}}]).validations
+    assert isinstance(validation.protocol, DepthProtocol)
+    assert (validation.protocol.name, validation.protocol.average) == ("validation", "pooled")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "own_dept"}, r"no protocol 'own_dept' \(did you mean 'own_depth'\?\)"),
+        ({"protocol": "own_depth", "protocol_fields": {"capp": 10}}, "own_depth has no field 'capp'; it has name,"),
+        (
+            {"protocol": "own_depth", "protocol_fields": {"cap": "far"}},
+            r"own_depth: cap must be float \| None, got 'far'",
+        ),
+        ({"protocol_fields": {"average": "median"}}, "validation: average must be one of 'image', 'pooled'"),
+        ({"protocol": "classes"}, "'classes' is of a network with a head for classes; set model.fields.num_classes"),
+        ({"protocol": "own_metric"}, "own_metric measures depth in metres, and this network predicts relative"),
+    ],
+)
+def test_protocols_that_do_not_fit_are_refused_before_the_first_step(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, DEPTH, validation=[SCENES | changes])
+
+
+def test_protocols_are_not_of_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.0: protocol, protocol_fields and images are of validation"):
+        config_of(tmp_path, train=[SCENES | {"protocol_fields": {"cap": 10}}])

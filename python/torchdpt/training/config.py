@@ -92,7 +92,9 @@ class DataConfig(_Section):
     Attributes:
         type: What kind of data set.
         weight: How often it is drawn, against the others'.
-        protocol: Of validation: how it is measured (`torchdpt.protocols`).
+        protocol: Of validation: how it is measured: one of `torchdpt.protocols.PROTOCOLS`, or at the size of training
+            "depth" (metres, or relative inverse depth), or "classes". Default: "depth", of a network that predicts it.
+        protocol_fields: Of validation: fields of the protocol that differ, such as `cap` and `crop`.
         images: Of validation: how many of its samples at most, evenly spaced. Default: all.
     """
 
@@ -101,6 +103,7 @@ class DataConfig(_Section):
     type: str
     weight: float = Field(1.0, ge=0)
     protocol: str | None = None
+    protocol_fields: dict[str, Any] = {}
     images: int | None = Field(None, ge=1)
 
     @property
@@ -247,8 +250,8 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _data(self) -> Self:
         for i, data in enumerate(self.train):
-            if data.protocol is not None or data.images is not None:
-                raise ValueError(f"train.{i}: protocol and images are of validation, not of training")
+            if data.protocol is not None or data.protocol_fields or data.images is not None:
+                raise ValueError(f"train.{i}: protocol, protocol_fields and images are of validation, not of training")
         for i, data in enumerate(self.validation):
             if data.weight != 1:
                 raise ValueError(f"validation.{i}: weight is of training, not of validation")

@@ -152,7 +152,7 @@ class Trainer:
             self.restore(found)
 
         self.model.train()
-        self.validations = [Validation(data, self.model.config) for data in config.validation]
+        self.validations = [Validation(data, self.model) for data in config.validation]
         check_names("validation", [validation.name for validation in self.validations])
         self.network: nn.Module = self.model
         if self.world_size > 1:

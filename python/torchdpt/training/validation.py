@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from torchdpt import protocols
-from torchdpt.config import DPTConfig
 from torchdpt.data import open_dataset
 from torchdpt.data.sample import Part
 from torchdpt.evaluate import EvaluationResult
-from torchdpt.evaluate_model import evaluate_dataset
+from torchdpt.evaluate_model import evaluate_dataset, for_model
 from torchdpt.model import DPTModel
 from torchdpt.prediction import Prediction
 from torchdpt.protocols import DepthProtocol, Protocol, SegmentationProtocol
@@ -22,24 +23,25 @@ class Validation:
 
     Args:
         config: Which.
-        network: What the network predicts, which decides the protocol where the config names none: relative inverse
-            depth, or classes, at the size of training.
+        model: What will be measured: its heads, and its processor's size, decide what the config leaves open.
 
     Raises:
-        ValueError: if there is no such protocol, or the data set cannot be opened.
+        ValueError: if there is no such protocol or field, the model does not predict what it measures, or the data set
+            cannot be opened.
     """
 
-    def __init__(self, config: DataConfig, network: DPTConfig) -> None:
+    def __init__(self, config: DataConfig, model: DPTModel) -> None:
         dataset = open_dataset(config.type, **config.options)
         self.dataset = Part(dataset, config.images or len(dataset))
         self.name = dataset.name
-        self.protocol = protocols.get(config.protocol) if config.protocol else _default(self.name, network)
-        self._own_side = config.protocol is None and isinstance(self.protocol, SegmentationProtocol)
+        own = "depth" if model.config.depth_head else "classes"
+        protocol = _protocol(config.protocol or own, self.name, model)
+        self.protocol = protocols.changed(protocol, config.protocol_fields)
+        for_model(self.protocol, model)  # what does not fit is said before hours of work
 
     def run(self, model: DPTModel) -> EvaluationResult:
         """Measure; all processes get the same result."""
-        size = min(model.processor.size) if self._own_side else None
-        return evaluate_dataset(model, self.dataset, self.protocol, input_size=size, shared=True)
+        return evaluate_dataset(model, self.dataset, self.protocol, shared=True)
 
     def is_better(self, one: float, other: float) -> bool:
         """Whether one headline number is better than another."""
@@ -65,12 +67,18 @@ class Validation:
         return rows
 
 
-def _default(dataset: str, network: DPTConfig) -> Protocol:
-    if not network.depth_head:
-        return protocols.single_scale(
-            SegmentationProtocol(name="validation", dataset=dataset, num_classes=network.num_classes, absent="skip")
-        )
-    if network.metric:
+def _protocol(name: str, dataset: str, model: DPTModel) -> Protocol:
+    if name == "classes":
+        count = model.config.num_classes
+        if not count:
+            raise ValueError(
+                f"{dataset}: protocol 'classes' is of a network with a head for classes; set model.fields.num_classes"
+            )
+        protocol = SegmentationProtocol(name="validation", dataset=dataset, num_classes=count, absent="skip")
+        return dataclasses.replace(protocols.single_scale(protocol), base_size=min(model.processor.size))
+    if name != "depth":
+        return protocols.get(name)
+    if model.config.metric:
         return DepthProtocol(
             name="validation", dataset=dataset, input_size=None, prediction="depth", alignment=None, min_depth=1e-3
         )
