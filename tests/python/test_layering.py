@@ -115,6 +115,7 @@ PYTHON = {
     "results": {"files", "image"},
     "cli_train": {"training"},
     "training": {
+        "annotations",
         "checkpoint",
         "classes",
         "config",

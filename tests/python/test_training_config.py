@@ -113,6 +113,36 @@ def test_wrong_value_is_refused_by_its_name(key: str, value: Any) -> None:
     assert "there is no key" not in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("steps", True, "steps: must be int | None, got True"),
+        ("loss.alpha", False, "loss.alpha: must be float, got False"),
+        ("compile", 3, "compile: must be true or false, got 3"),
+        ("steps", 1.5, "steps: must be a whole number, got 1.5"),
+        ("steps", "many", "steps: must be a whole number, got 'many'"),
+        ("optimizer.encoder_lr", "fast", "optimizer.encoder_lr: must be a number, got 'fast'"),
+        ("optimizer.eps", float("inf"), "optimizer.eps: must be a finite number, got inf"),
+        ("batch_size", 0, "batch_size: must be at least 1, got 0"),
+        ("optimizer.eps", 0, "optimizer.eps: must be above 0.0, got 0"),
+        ("loss.trim", 1, "loss.trim: must be below 1.0, got 1"),
+        ("optimizer.layer_decay", 2, "optimizer.layer_decay: must be at most 1.0, got 2"),
+        ("precision", "float16", "precision: must be 'float32' or 'bfloat16', got 'float16'"),
+        ("train", [], "train: must have at least 1 entries, got []"),
+        ("augmentation.crop", "large", "augmentation.crop: must be a list, got 'large'"),
+        ("device", 3, "device: must be text, got 3"),
+        ("optimizer", 3, "optimizer: must be keys and values, got 3"),
+    ],
+)
+def test_message_says_what_was_wanted_and_what_came(key: str, value: Any, message: str) -> None:
+    assert refused(with_value(key, value)) == f"my.yaml: {message}"
+
+
+def test_batch_that_memory_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size 1000000000: 1000000000 images of 32 x 32 .* take 16,384 GB, and"):
+        Trainer(config_of(tmp_path, batch_size=1e9))
+
+
 def test_what_is_missing_is_named() -> None:
     message = refused({"steps": 5, "train": [{"weight": 2}]})
     assert "out is missing" in message

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from torchdpt.annotations import is_of, name_of
 from torchdpt.config import DPTConfig
 from torchdpt.data import Augmentation
 
@@ -31,6 +32,14 @@ _Loader.add_implicit_resolver(
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        hint = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and not is_of(value, hint):
+            raise ValueError(f"must be {name_of(hint)}")
+        return value
 
 
 class ModelConfig(_Section):
@@ -374,6 +383,25 @@ def _set(values: dict[str, Any], change: str) -> None:
         raise ValueError(f"{change}: the value is not YAML: {error}") from error
 
 
+# By the types of pydantic's errors, whose own words are others.
+_MESSAGES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "finite_number": "must be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("string_type", "path_type"), "must be text"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "dataclass_type"), "must be keys and values"),
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "literal_error": "must be {expected}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+}
+
+
 def _explain(error: ValidationError, root: type[BaseModel]) -> str:
     """Pydantic's errors in one line each, with the nearest key for an unknown one."""
     lines = []
@@ -385,7 +413,8 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            message = _MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+            message = message.format(**problem.get("ctx", {})) if problem["type"] in _MESSAGES else message
             got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
             lines.append(f"{key}: {message}{got}" if key else message)
     return "; ".join(lines)

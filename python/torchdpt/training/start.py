@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -131,6 +132,19 @@ def check_crop(config: TrainConfig, model: DPTModel) -> None:
     crop, multiple = config.augmentation.crop, model.config.size_multiple
     if crop is not None and any(side % multiple for side in crop):
         raise ValueError(f"augmentation.crop must be multiples of {multiple} for this network, got {list(crop)}")
+
+
+def check_batch(config: TrainConfig, world_size: int) -> None:
+    """That the samples that a process reads for a step do not take all memory of the machine."""
+    height, width = config.augmentation.crop or config.augmentation.size
+    count = config.batch_size // world_size
+    needed = 16 * height * width * count  # bytes of a pixel of `Batch`: 3 of the image, 4 of depth, 1, 8 of labels
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"batch_size {config.batch_size}: {count} images of {height} x {width} and their truth take "
+            f"{needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of memory; set a smaller batch_size"
+        )
 
 
 def check_unused(config: TrainConfig, allow_changes: bool) -> None:

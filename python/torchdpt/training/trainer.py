@@ -34,6 +34,7 @@ from torchdpt.training.log import Pace, RunLog, progress_bar
 from torchdpt.training.objective import Objective, Terms
 from torchdpt.training.optimizer import learning_rate_factor, make_optimizer
 from torchdpt.training.start import (
+    check_batch,
     check_crop,
     check_names,
     check_same,
@@ -107,6 +108,7 @@ class Trainer:
                 f"batch_size {config.batch_size} must be a multiple of {self.world_size} processes x "
                 f"{config.accumulate} parts (accumulate)"
             )
+        check_batch(config, self.world_size)
 
         self.datasets = [open_dataset(data.type, **data.options) for data in config.train]
         check_names("train", [dataset.name for dataset in self.datasets])
