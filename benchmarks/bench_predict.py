@@ -21,7 +21,7 @@ from transformers import DPTForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 import torchdpt
-from torchdpt.cli import time_stages
+from torchdpt.cli_bench import time_stages
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="dpt_base", help="a preset")

@@ -223,10 +223,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "bench",
-        runner("bench"),
+        runner("bench", "cli_bench"),
         "time from file to file, by stage, the network alone being one",
         "torchdpt bench dpt_hybrid --runs 400\n\n"
-        "The example is Table 9 of the paper: the network at 384 x 384, mean over 400 runs.",
+        "The example is Table 9 of the paper: the network at 384 x 384, mean over 400 runs. --frozen shows the parts "
+        "of the network, too.",
     )
     add_model(sub, "model", preset=f"{or_random} (default: dpt_base)", nargs="?", default="dpt_base")
     sub.add_argument(
@@ -235,6 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--runs", type=positive, default=20, help="default: 20")
     sub.add_argument("--warm-up", type=not_negative, default=3, help="default: 3")
+    add_frozen(sub)
     add_where(sub)
     add_json(sub)
 

@@ -160,13 +160,27 @@ dpt::FrozenModel freeze(const std::string& config, const std::map<std::string, T
   return dpt::freeze(model_of(config, tensors), options);
 }
 
-std::vector<Tensor> run(const dpt::FrozenModel& model, const Tensor& images) {
-  const dpt::Output output = model(images);
+std::vector<Tensor> listed(const dpt::Output& output) {
   std::vector<Tensor> list;
   for (const Tensor& tensor : {output.depth, output.logits}) {
     if (tensor.defined()) list.push_back(tensor);
   }
   return list;
+}
+
+std::vector<Tensor> run(const dpt::FrozenModel& model, const Tensor& images) {
+  return listed(model(images));
+}
+
+using Seconds = std::vector<std::pair<std::string, double>>;
+
+std::pair<std::vector<Tensor>, Seconds> profile(const dpt::FrozenModel& model,
+                                                const Tensor& images) {
+  dpt::runtime::Profile profile;
+  std::pair<std::vector<Tensor>, Seconds> result{listed(model(images, &profile)), {}};
+  profile.for_each(
+      [&](const char* part, double seconds) { result.second.emplace_back(part, seconds); });
+  return result;
 }
 
 }  // namespace
@@ -218,6 +232,7 @@ PYBIND11_MODULE(_C, m) {
     frozen.def(name, torch::wrap_pybind_function_no_gil(function), extra...);
   };
   method("run", &run, py::arg("images"), "Depth and logits, of what it has heads for.");
+  method("profile", &profile, py::arg("images"), "The same, and the seconds of each part.");
   method(
       "config", +[](const dpt::FrozenModel& model) { return model.config().to_json(); },
       "The config's JSON.");

@@ -133,5 +133,22 @@ class FrozenModel(Network):
         """
         return as_output(self.config, self._core.run(images.detach()))
 
+    def profile(self, images: Tensor) -> tuple[DPTOutput, dict[str, float]]:
+        """Predict, and time the parts of the network.
+
+        Args:
+            images: float32 [B, 3, H, W] on the CPU, as a call takes them.
+
+        Returns:
+            What a call gives, and the milliseconds that each part took: "convolutional stages", "patch embedding",
+            "attention" (with its normalisation, queries, keys, values and projection), "MLP", "reassemble", "fusion"
+            (with the convolutions of its residual units), "head"; of those, what the network has.
+
+        Raises:
+            ValueError: if the images have another shape, dtype or device.
+        """
+        tensors, seconds = self._core.profile(images.detach())
+        return as_output(self.config, tensors), {part: 1000 * value for part, value in seconds if value}
+
     def _run(self, images: Tensor) -> DPTOutput:
         return self(images.to(self.device, torch.float32))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -186,6 +187,40 @@ def test_instruction_sets_agree() -> None:
         results.append(np.array(json.loads(found.stdout)))
     for result in results[1:]:
         assert np.abs(result - results[0]).max() <= 2e-5 * np.ptp(results[0])
+
+
+# --- parts ---
+
+
+@EACH
+def test_profile_gives_the_same_bits_and_times_that_sum_to_the_call(name: str) -> None:
+    config = FAMILY[name]
+    frozen = make_model(config).freeze()
+    images = torch.randn(1, 3, 64, 96)
+    frozen(images)
+    start = time.perf_counter()
+    output, parts = frozen.profile(images)
+    taken = 1000 * (time.perf_counter() - start)
+    assert same_bits(output, frozen(images))
+    encoders = {
+        "vit": ["patch embedding", "attention", "MLP"],
+        "hybrid": ["convolutional stages", "patch embedding", "attention", "MLP"],
+        "resnet": ["convolutional stages"],
+    }
+    assert list(parts) == [*encoders[config.encoder], "reassemble", "fusion", "head"]
+    assert min(parts.values()) > 0
+    assert sum(parts.values()) < taken
+
+
+def test_longer_part_takes_longer() -> None:
+    images = torch.randn(1, 3, 64, 64)
+    parts = []
+    for depth in (4, 24):
+        frozen = make_model(VIT.replace(depth=depth, taps=(0, 1, 2, depth - 1))).freeze(threads=1)
+        runs = [frozen.profile(images)[1] for _ in range(9)]
+        parts.append({part: min(run[part] for run in runs) for part in runs[0]})
+    for part in ("attention", "MLP"):
+        assert parts[1][part] > 3 * parts[0][part]  # six times as many blocks
 
 
 # --- predict ---

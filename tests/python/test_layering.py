@@ -133,6 +133,7 @@ PYTHON = {
         "tally",
     },
     "cli_data": {"data"},
+    "cli_bench": {"cli", "frozen", "model", "predict"},
     "cli": {"_build", "checkpoint", "export", "model", "predict", "prediction", "prediction_files", "results"},
 }
 

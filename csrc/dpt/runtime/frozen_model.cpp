@@ -192,7 +192,7 @@ FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
   pack(state_->network, state_->kernels);
 }
 
-Output FrozenModel::operator()(const Tensor& images) const {
+Output FrozenModel::operator()(const Tensor& images, Profile* profile) const {
   State& state = *state_;
   TORCH_CHECK_VALUE(images.is_cpu(), "frozen model: images must be on the CPU, got ",
                     images.device());
@@ -206,7 +206,8 @@ Output FrozenModel::operator()(const Tensor& images) const {
   const auto geometry = state.geometry_of(height, width);
   std::unique_ptr<Arena> arena = state.arena();
   const int threads = state.options.threads > 0 ? state.options.threads : at::get_num_threads();
-  Output output = run(network, state.kernels, *geometry, *arena, threads, images.contiguous());
+  Output output =
+      run(network, state.kernels, *geometry, *arena, threads, images.contiguous(), profile);
   arena->settle();
   const std::lock_guard lock(state.mutex);
   state.arenas.push_back(std::move(arena));

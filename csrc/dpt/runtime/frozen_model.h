@@ -6,6 +6,7 @@
 #include <string>
 
 #include "dpt/runtime/network.h"
+#include "dpt/runtime/profile.h"
 
 namespace dpt {
 
@@ -33,7 +34,8 @@ class DPT_API FrozenModel {
 
   // images: float32 [B, 3, H, W] on the CPU, normalised as in training; H and W as `Model` wants
   // them. Depth is float32 [B, H, W], logits are [B, K, H, W] with channels next to each other.
-  Output operator()(const Tensor& images) const;
+  // Where `profile` is one, the times of the parts are added to it.
+  Output operator()(const Tensor& images, runtime::Profile* profile = nullptr) const;
 
   const Config& config() const;
   const FreezeOptions& options() const;  // without the calibration images

@@ -1,6 +1,7 @@
 #include "dpt/runtime/run.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "dpt/runtime/layers.h"
 
@@ -9,8 +10,20 @@ namespace dpt::runtime {
 namespace {
 
 struct Runner : Layers {
+  using Clock = std::chrono::steady_clock;
+
   const Network& network;
   const Geometry& geometry;
+  Profile* profile;
+  Clock::time_point since = Clock::now();
+
+  // The time since the last call was that part's.
+  void count(double Profile::* part) {
+    if (profile == nullptr) return;
+    const Clock::time_point now = Clock::now();
+    profile->*part += std::chrono::duration<double>(now - since).count();
+    since = now;
+  }
 
   // --- convolutional stages ---
 
@@ -128,12 +141,14 @@ struct Runner : Layers {
                                   .out = mixed.data});
       convolve(block.proj, mixed, x, {.add = &x});
     }
+    count(&Profile::attention);
     const Arena::Scope scope(arena);
     const Map hidden = map_for(block.fc1, x);
     Fused gelu = norm;
     gelu.activation = Activation::kGelu;
     convolve(block.fc1, x, hidden, gelu);
     convolve(block.fc2, hidden, x, {.add = &x});
+    count(&Profile::mlp);
   }
 
   // Tokens [B, P + h * w, D].
@@ -311,13 +326,17 @@ struct Runner : Layers {
       maps[i] = map(batch, h, w, config.features);
     };
     std::vector<Map> stage_maps;
-    if (network.stages) stage_maps = stages(*network.stages, images);
+    if (network.stages) {
+      stage_maps = stages(*network.stages, images);
+      count(&Profile::stages);
+    }
     for (size_t i = 0; i < maps.size(); ++i) {
       const Level& level = network.levels[i];
       if (!level.convolutional) continue;
       place(i, stage_maps[i].height, stage_maps[i].width);
       reassemble(level, stage_maps[i], 0, 0, 0, maps[i]);
     }
+    count(&Profile::reassemble);
     if (network.transformer) {
       const Transformer& transformer = *network.transformer;
       const int64_t h = height / config.patch_size, w = width / config.patch_size;
@@ -330,21 +349,25 @@ struct Runner : Layers {
       }
       const Arena::Scope scope(arena);
       const Map x = embed(transformer, images, network.stages ? &stage_maps.back() : nullptr, h, w);
+      count(&Profile::patch_embed);
       size_t next = 0;
       for (size_t i = maps.size() - transformer.taps.size(), block = 0; i < maps.size(); ++block) {
         transform(transformer.blocks[block], transformer.heads, static_cast<float>(transformer.eps),
                   x);
         if (static_cast<int64_t>(block) == transformer.taps[next]) {
           reassemble(network.levels[i], x, prefix, h, w, maps[i]);
+          count(&Profile::reassemble);
           ++i;
           ++next;
         }
       }
     }
     const Map fused = fuse(maps);
+    count(&Profile::fusion);
     Output output;
     if (network.depth) output.depth = depth(*network.depth, fused);
     if (network.segmentation) output.logits = logits(*network.segmentation, fused);
+    count(&Profile::head);
     return output;
   }
 };
@@ -352,8 +375,9 @@ struct Runner : Layers {
 }  // namespace
 
 Output run(const Network& network, const Kernels& kernels, const Geometry& geometry, Arena& arena,
-           int threads, const Tensor& images) {
-  Runner runner{{kernels, arena, threads, network.rewrites.products_first}, network, geometry};
+           int threads, const Tensor& images, Profile* profile) {
+  Runner runner{
+      {kernels, arena, threads, network.rewrites.products_first}, network, geometry, profile};
   return runner(images);
 }
 
