@@ -1,160 +1,186 @@
 """Frozen models against runtimes for the same network on the CPU, in one run, interleaved.
 
     python benchmarks/bench_cpu.py [--model dpt_base] [--size 384] [--batch 1] [--dtype float32] [--repetitions 15]
+    python benchmarks/bench_cpu.py --curves [--model dpt_base] [--repetitions 5]
 
 Weights are random and the same for all. The peers: transformers eager; torch.compile with freezing and max-autotune;
-AOTInductor; ONNX Runtime; OpenVINO, whose precision is pinned. Those that are not installed, or do not have the
-precision, are left out. `error` is the largest difference to the network in float64, over the range of its map. `ours
-without X` is the frozen model with one rewrite left out; `ours, unfrozen` is the network as it trains.
+AOTInductor; ONNX Runtime (float32); OpenVINO, whose precision is pinned; zentorch. Those that are not installed are
+left out; zentorch 2.13.0.2 installs beside torch 2.13, and optimises on processors with AVX-512 alone.
+
+`error` is the largest difference to transformers' network in float64, over the range of its map; it is measured before
+any time. `ready_s` is what it takes to freeze the model, to make a session of a file, or to compile; `first_call_ms` is
+the call after that (torch.compile compiles in it). `fraction_of_peak`, of ours: floating-point operations of the
+products that are executed, Winograd's as it executes them, over the time and the fastest products of this run.
+
+Reported, and not counted as peers: `--rewritten` gives ONNX Runtime and OpenVINO our rewritten network, `--without`
+leaves out one rewrite of ours at a time; `ours, unfrozen` is the network as it trains. `--curves` measures ours, ONNX
+Runtime and OpenVINO over batches, sizes and threads, and compares with transformers in float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import interleave, record
-from torch import Tensor, nn
-from transformers import DPTForDepthEstimation
+from peers import Case, Peer, onnx_file, peers, runtimes
+from rewritten import Rewritten, executed_flop
+from torch import Tensor
 
 import torchdpt
 
 REWRITES = ("fold_project", "fold_level_project", "phases", "products_first", "winograd")
-Case = Callable[[], Tensor]
+CURVE = [(1, 256), (1, 384), (1, 512), (1, 768), (2, 384), (4, 384), (8, 384)]  # batch, size
 
 
-class Depth(nn.Module):
-    """The peer with the map alone, which exporters like better."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        depth: Tensor = self.model(pixel_values=images).predicted_depth
-        return depth
+def map_of(config: torchdpt.DPTConfig, output: torchdpt.DPTOutput) -> Tensor:
+    found = output.depth if config.depth_head else output.logits
+    assert found is not None
+    return found
 
 
-def onnx_file(model: nn.Module, images: Tensor, folder: str) -> str:
-    path = str(Path(folder) / "model.onnx")
-    torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
-    return path
+def ours(model: torchdpt.DPTModel, images: Tensor, dtype: torch.dtype, without: tuple[str, ...] = ()) -> Case:
+    frozen = model.freeze(dtype, without=without)
+    return lambda: map_of(model.config, frozen(images))
 
 
-def onnx_runtime(path: str, images: Tensor) -> Case:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take the others' cores
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+def unfrozen(model: torchdpt.DPTModel, folder: str, images: Tensor, dtype: torch.dtype) -> Case:
+    network = model if dtype == torch.float32 else torchdpt.DPTModel.from_pretrained(folder, dtype=dtype)
+    cast = images.to(dtype)
+    return lambda: map_of(model.config, network(cast))
 
 
-def openvino(path: str, images: Tensor, precision: str) -> Case:
-    import openvino
+def rewritten_file(model: torchdpt.DPTModel, images: Tensor, path: Path, without: tuple[str, ...] = ()) -> str:
+    """An ONNX file of the network after our rewrites."""
+    frozen = path.with_suffix(".frozen")
+    model.freeze(without=without).save(frozen)
+    return onnx_file(Rewritten(frozen), images, path)
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
+
+def products(dtype: torch.dtype) -> dict[str, tuple[float, Case]]:
+    """Products that run about as fast as this machine can: their floating-point operations, and the call."""
+    found: dict[str, tuple[float, Case]] = {}
+    for kind in {torch.float32, dtype}:
+        side, channels, pixels = 1536, 256, 96
+        a, b = torch.randn(2, side, side).to(kind)
+        x = torch.randn(1, channels, pixels, pixels).to(kind).contiguous(memory_format=torch.channels_last)
+        w = torch.randn(channels, channels, 3, 3).to(kind).contiguous(memory_format=torch.channels_last)
+        found[f"peak: matrices, {kind}"] = (2 * side**3, lambda a=a, b=b: a @ b)
+        flop = 2 * 9 * channels**2 * pixels**2
+        found[f"peak: convolution, {kind}"] = (flop, lambda x=x, w=w: torch.conv2d(x, w, padding=1))
+    return found
+
+
+def prepared(prepare: Callable[[], Case], want: Tensor) -> tuple[Case, dict[str, Any]]:
+    """The call, and what it gave and took."""
+    start = time.perf_counter()
+    run = prepare()
+    ready = time.perf_counter()
+    got = run()
+    first = time.perf_counter()
+    assert got.shape == want.shape
+    # Random weights give a nearly constant map; the error is that of what varies.
+    error = float((got.double() - want).abs().max() / (want.max() - want.min()))
+    return run, {
+        "error": f"{error:.1e}",
+        "ready_s": round(ready - start, 2),
+        "first_call_ms": round(1000 * (first - ready), 1),
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda: torch.from_numpy(compiled([images.numpy()])[0].copy())
 
 
-def inductor(model: nn.Module, images: Tensor, **options: Any) -> Case:
-    compiled = torch.compile(model, options={"freezing": True, **options}, fullgraph=True)
-    return lambda: compiled(images)
-
-
-def ahead_of_time(model: nn.Module, images: Tensor, folder: str) -> Case:
-    exported = torch.export.export(model, (images,), strict=False)
-    package = torch._inductor.aoti_compile_and_package(
-        exported, package_path=str(Path(folder) / "model.pt2"), inductor_configs={"freezing": True}
+def rows_of(
+    makers: dict[str, Callable[[], Case]], want: Tensor, dtype: torch.dtype, flop: int, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Each case's time and error, the fastest first."""
+    cases, facts = {}, {}
+    for name, prepare in makers.items():
+        cases[name], facts[name] = prepared(prepare, want)
+    peak = products(dtype)
+    times = interleave(
+        cases | {name: run for name, (_, run) in peak.items()}, warm_up=args.warm_up, repetitions=args.repetitions
     )
-    loaded = torch._inductor.aoti_load_package(package)
-    return lambda: loaded(images)
+    rates = {name: count / times[name]["median_ms"] / 1e6 for name, (count, _) in peak.items()}
+    counted = [times[name]["median_ms"] for name in cases if not name.startswith("ours") and "our rewrites" not in name]
+    rows = []
+    for name in sorted(cases, key=lambda name: times[name]["median_ms"]):
+        row = {"case": name, **times[name], **facts[name]}
+        if counted:
+            row["fastest_peer_to_this"] = round(min(counted) / times[name]["median_ms"], 3)
+        if name == "ours":
+            rate = flop / times[name]["median_ms"] / 1e6
+            row |= {"gflop": round(flop / 1e9, 2), "gflop_per_s": round(rate, 1)}
+            row |= {"peak_gflop_per_s": round(max(rates.values()), 1)}
+            row |= {"fraction_of_peak": round(rate / max(rates.values()), 3)}
+        rows.append(row)
+    return rows
 
 
+@torch.no_grad()
+def measure(
+    model: torchdpt.DPTModel, batch: int, size: int, args: argparse.Namespace, threads: list[int]
+) -> list[list[dict[str, Any]]]:
+    """The rows for each number of threads."""
+    dtype = getattr(torch, args.dtype)
+    names = args.peers.split(",")
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, layout="transformers")
+        exact = torch.float32 if args.curves else torch.float64
+        want = Peer(folder, model.config, exact)(images.to(exact)).double()
+        model.freeze(dtype).save(f"{folder}/ours.frozen")
+        flop = executed_flop(f"{folder}/ours.frozen", batch, size, size)
+        makers: dict[str, Callable[[], Case]] = {"ours": lambda: ours(model, images, dtype)}
+        if args.without:
+            for name in REWRITES:
+                makers[f"ours without {name}"] = lambda name=name: ours(model, images, dtype, (name,))
+        if "transformers" in names:
+            makers["ours, unfrozen"] = lambda: unfrozen(model, folder, images, dtype)
+        makers |= peers(names, folder, model.config, images, dtype)
+        if args.rewritten:
+            for i, without in enumerate(((), ("products_first",))):
+                path = rewritten_file(model, images, Path(folder) / f"rewritten{i}.onnx", without)
+                what = ", our rewrites" + "".join(f" without {name}" for name in without)
+                makers |= runtimes(names, path, images, dtype, what)
+        for count in threads:
+            torch.set_num_threads(count)
+            results.append(rows_of(makers, want, dtype, flop, args))
+    return results
+
+
+presets = [name for name in torchdpt.list_presets() if "midas" not in name and "joint" not in name]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="dpt_base", choices=torchdpt.list_presets())
+parser.add_argument("--model", default="dpt_base", choices=presets)
 parser.add_argument("--size", type=int, default=384)
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--warm-up", type=int, default=2)
 parser.add_argument("--repetitions", type=int, default=15)
-parser.add_argument("--peers", default="transformers,compile,autotune,aoti,onnxruntime,openvino")
+parser.add_argument("--peers", help="default: all; with --curves onnxruntime,openvino")
+parser.add_argument("--rewritten", action="store_true", help="peers given our rewritten network, too")
 parser.add_argument("--without", action="store_true", help="ours without each rewrite, too")
+parser.add_argument("--curves", action="store_true", help="batches, sizes, and 1 to --threads threads")
 args = parser.parse_args()
-torch.set_num_threads(args.threads)
-dtype = getattr(torch, args.dtype)
-images = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
-peers = args.peers.split(",")
-
-with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-    torch.manual_seed(0)
-    model = torchdpt.DPTModel(args.model).eval()
-    model.save_pretrained(folder, layout="transformers")
-    exact = Depth(DPTForDepthEstimation.from_pretrained(folder, dtype=torch.float64).eval())(images.double())
-    peer = Depth(DPTForDepthEstimation.from_pretrained(folder, dtype=dtype).eval())
-    cast = images.to(dtype)
-
-    frozen = model.freeze(dtype)
-    cases: dict[str, Case] = {"ours": lambda: frozen(images).depth}
-    if args.without:
-        for rewrite in REWRITES:
-            partial = model.freeze(dtype, without=[rewrite])
-            cases[f"ours without {rewrite}"] = lambda partial=partial: partial(images).depth
-    if "transformers" in peers:
-        cases["transformers"] = lambda: peer(cast)
-        unfrozen = model if dtype == torch.float32 else torchdpt.DPTModel.from_pretrained(folder, dtype=dtype)
-        cases["ours, unfrozen"] = lambda: unfrozen(cast).depth
-with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-    if "compile" in peers:
-        cases["torch.compile, freezing"] = inductor(peer, cast)
-        cases["torch.compile, freezing"]()
-    if "autotune" in peers:
-        cases["torch.compile, max-autotune"] = inductor(peer, cast, max_autotune=True)
-        cases["torch.compile, max-autotune"]()
-    if "aoti" in peers:
-        cases["AOTInductor"] = ahead_of_time(peer, cast, folder)
-    if {"onnxruntime", "openvino"} & set(peers):
-        wide = peer if dtype == torch.float32 else Depth(peer.model.float())
-        path = onnx_file(wide, images, folder)
-        if "onnxruntime" in peers and dtype == torch.float32:
-            cases["ONNX Runtime"] = onnx_runtime(path, images)
-        if "openvino" in peers and importlib.util.find_spec("openvino"):
-            cases["OpenVINO"] = openvino(path, images, {"float32": "f32", "bfloat16": "bf16"}[args.dtype])
-
-    # Random weights give a nearly constant map; the error is that of what varies.
-    spread = exact.max() - exact.min()
-    errors = {name: float((run().double() - exact).abs().max() / spread) for name, run in cases.items()}
-    times = interleave(cases, warm_up=args.warm_up, repetitions=args.repetitions)
-
-fastest = min(times[name]["median_ms"] for name in cases if not name.startswith("ours"))
-rows = [
-    {
-        "case": name,
-        **times[name],
-        "fastest_peer_to_this": round(fastest / times[name]["median_ms"], 3),
-        "error": f"{errors[name]:.1e}",
-    }
-    for name in sorted(cases, key=lambda name: times[name]["median_ms"])
-]
-record(
-    f"cpu_{args.model}_{args.size}_b{args.batch}_{args.dtype}_t{args.threads}",
-    rows,
-    model=args.model,
-    size=args.size,
-    batch=args.batch,
-    dtype=args.dtype,
-    repetitions=args.repetitions,
-)
+every = "transformers,compile,autotune,aoti,onnxruntime,openvino,zentorch"
+args.peers = args.peers or ("onnxruntime,openvino" if args.curves else every)
+torch.manual_seed(0)
+network = torchdpt.DPTModel(args.model).eval()
+settings = {"model": args.model, "dtype": args.dtype, "repetitions": args.repetitions}
+if args.curves:
+    points = []
+    counts = list(range(1, args.threads + 1))
+    for batch, size in CURVE:
+        for threads, rows in zip(counts, measure(network, batch, size, args, counts), strict=True):
+            points += [{"batch": batch, "size": size, "threads": threads, **row} for row in rows]
+    record(f"cpu_curves_{args.model}_{args.dtype}", points, **settings)
+else:
+    torch.set_num_threads(args.threads)
+    (rows,) = measure(network, args.batch, args.size, args, [args.threads])
+    name = f"cpu_{args.model}_{args.size}_b{args.batch}_{args.dtype}_t{args.threads}"
+    record(name, rows, size=args.size, batch=args.batch, **settings)
