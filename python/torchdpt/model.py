@@ -24,6 +24,8 @@ from torchdpt.stages import DPTOutput, Encoder, Fusion, Head, Reassemble, Stage,
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from torchdpt.image import ImageLike
+
 _log = logging.getLogger("torchdpt")
 _mode_lock = threading.Lock()  # not of a model, which could then be neither copied nor pickled
 
