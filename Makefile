@@ -25,7 +25,7 @@ help:
 	@echo 'make cuda      compiles and links the CUDA kernels, no GPU needed (nvcc)'
 	@echo 'make package   sdist -> wheel -> fresh environment'
 	@echo 'make benchmark forward pass against transformers'
-	@echo 'make weights   trains the shipped network anew (three hours)'
+	@echo 'make weights   trains the shipped network anew (four hours)'
 
 # --- environments -----------------------------------------------------------------------------------------------------
 $(VENV)/base: Makefile

@@ -43,7 +43,6 @@ def test_a_folder_of_that_name_is_another_model(tmp_path: Path, monkeypatch: pyt
     assert torchdpt.DPTModel.from_pretrained(Path("./demo").absolute()).config.encoder == "vit"
 
 
-@pytest.mark.xfail(strict=True, reason="0.152, as its card says")
 def test_depth_of_scenes_that_it_has_not_seen(demo: torchdpt.DPTModel) -> None:
     scenes = data.SceneDataset(256, first=bench_accuracy.FIRST_SCENE)  # as recorded
     found = evaluate_dataset(demo, scenes, protocols.get("scenes"))
