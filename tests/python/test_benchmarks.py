@@ -11,6 +11,7 @@ from networks import FAMILY, VIT, make_model
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import report
 from rewritten import Rewritten, executed_flop
 
 REWRITES = ("fold_project", "fold_level_project", "phases", "products_first", "winograd")
@@ -64,3 +65,38 @@ def test_executed_products_are_those_counted_by_hand(winograd: bool, tmp_path: P
     without = [name for name in REWRITES if not (winograd and name == "winograd")]
     make_model(VIT).freeze(without=without).save(tmp_path / "model.frozen")
     assert executed_flop(tmp_path / "model.frozen", 2, 64, 96) == flop_by_hand(winograd)
+
+
+# --- the page ---
+
+
+def test_page_says_what_was_measured() -> None:
+    assert report.PAGE.read_text() == report.page(), "docs/runtime.md is out of date; run: python benchmarks/report.py"
+
+
+def test_tables_of_a_record() -> None:
+    record = {"model": "dpt_base", "dtype": "float32", "size": 384, "batch": 1, "threads": 2}
+    times = {"ours": 100, "ours without winograd": 120, "A": 150, "B": 130, "B, our rewrites": 90}
+    rows = [
+        {"case": name, "median_ms": time, "quartiles_ms": [time - 1, time + 2], "error": "1.0e-06"}
+        for name, time in times.items()
+    ]
+    rows[0]["fraction_of_peak"] = 0.844
+    expected = "| dpt_base | float32 | 384 | 1 | 2 | 100 (99 to 102) | B 130 (129 to 132) | 1.30 | 1.0e-06 | 84 % |"
+    assert report.summary([record | {"rows": rows}]).splitlines()[2:] == [expected]
+    lines = report.every_case(record | {"rows": rows}).splitlines()
+    assert lines[0] == "dpt_base, float32, 384 x 384, batch 1, 2 threads:"
+    assert lines[5] == "| ours without winograd | 120 (119 to 122) | 1.20 | 1.0e-06 |  |  |"
+
+
+def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"case": case, "batch": batch, "size": size, "threads": threads, "median_ms": 10.0 * batch * size / threads}
+        for case in ("ours", "OpenVINO")
+        for batch, size in ((1, 256), (1, 384), (2, 384))
+        for threads in (1, 2)
+    ]
+    monkeypatch.setattr(report, "CURVES", tmp_path / "curves.svg")
+    report.draw({"model": "dpt_base", "dtype": "float32", "cpu": "a processor", "rows": rows})
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert all(f"<!-- {label} -->" in drawn for label in ("ours, 1 thread", "ours, 2 threads", "OpenVINO, 2 threads"))
