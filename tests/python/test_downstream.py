@@ -49,6 +49,13 @@ def test_program_without_python_loads_runs_and_trains(build: Path, tmp_path: Pat
     assert done.stdout.startswith("depth [2, 64, 96], loss ")
 
 
+def test_program_without_python_freezes_and_loads(build: Path, tmp_path: Path) -> None:
+    torchdpt.DPTModel(CONFIG).save_pretrained(tmp_path)
+    command = [build / "freeze", tmp_path, tmp_path / "model.frozen"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "depth [2, 64, 96], me\n"
+
+
 def test_program_reports_a_bad_folder(build: Path, tmp_path: Path) -> None:
     done = subprocess.run([build / "train", tmp_path], capture_output=True, text=True)
     assert done.returncode != 0

@@ -199,8 +199,9 @@ def test_no_function_of_the_network_is_written_in_python() -> None:
 
 
 def test_cpp_quoted_in_the_docs_is_in_the_sources() -> None:
-    blocks = re.findall(r"```cpp\n// (csrc/\S+)\n(.*?)```", (ROOT / "docs/add_an_encoder.md").read_text(), re.DOTALL)
-    assert len(blocks) == 8
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("add_an_encoder.md", "cpp.md"))
+    blocks = re.findall(r"```cpp\n// ((?:csrc|tests)/\S+)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 9
     for path, text in blocks:
         source = (ROOT / path).read_text()
         at = 0
