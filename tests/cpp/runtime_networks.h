@@ -1,4 +1,5 @@
-// tests/cpp/runtime_networks.h -- small networks of every kind for the tests of the runtime.
+// tests/cpp/runtime_networks.h -- small networks of every kind, for the tests of models and the
+// runtime.
 #pragma once
 
 #include <torch/torch.h>

@@ -9,19 +9,11 @@
 #include "dpt/io/encoder_weights.h"
 #include "dpt/io/safetensors.h"
 #include "dpt/module.h"
+#include "runtime_networks.h"
 
 namespace {
 
-dpt::Config small() {
-  return {.taps = {0, 1, 2, 3},
-          .image_size = 64,
-          .width = 32,
-          .depth = 4,
-          .heads = 2,
-          .mlp_width = 64,
-          .channels = {8, 8, 16, 16},
-          .features = 16};
-}
+using runtime_test::small;
 
 // Depth and segmentation on each kind of encoder.
 std::vector<dpt::Config> small_family() {
@@ -149,6 +141,7 @@ TEST(DPTModel, CheckpointedGradientsAreTheSame) {
 TEST(DPTModel, SaveAndLoadGiveTheSameBits) {
   const TemporaryFolder folder;
   dpt::Config config = small();
+  config.head_features = 32;  // as in transformers
   config.fusion_norm = dpt::FusionNorm::kBatch;
   dpt::DPTModel model(config);
   model->forward(torch::randn({2, 3, 64, 64}));  // moves the running statistics

@@ -1,7 +1,7 @@
 // tests/cpp/test_runtime_attention.cpp -- the runtime's attention against a slow float64 reference.
 #include <cmath>
 
-#include "runtime_kernel.h"
+#include "runtime_kernels.h"
 
 namespace dpt::runtime::test {
 namespace {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -16,7 +15,7 @@
 namespace {
 
 using namespace dpt::runtime;
-using namespace dpt::runtime::testing;
+using namespace dpt::runtime::test;
 
 // A convolution with all that it points to.
 struct Problem {
@@ -59,10 +58,10 @@ Data make_data(const Problem& p, std::mt19937& random) {
   c.in_strides.row = p.width * c.in_strides.pixel + 2 * p.in_gap;
   c.in_strides.image = p.height * c.in_strides.row + 3 * p.in_gap;
   // No float behind the last pixel: reading outside is then seen by the sanitizer.
-  d.in = random_floats(random, p.batch * c.in_strides.image - 6 * p.in_gap, p.in_scale);
+  d.in = normal_floats(random, p.batch * c.in_strides.image - 6 * p.in_gap, p.in_scale);
   for (float& v : d.in) v += p.in_mean;
-  d.scale = random_floats(random, p.batch * p.run);
-  d.shift = random_floats(random, p.batch * p.run);
+  d.scale = normal_floats(random, p.batch * p.run);
+  d.shift = normal_floats(random, p.batch * p.run);
   c.in = d.in.data();
   if (p.load == Load::kAffine || p.load == Load::kAffineRelu) {
     c.scale = d.scale.data();
@@ -72,7 +71,7 @@ Data make_data(const Problem& p, std::mt19937& random) {
   c.weights.precision = p.precision;
   c.weights.k = c.num_taps * p.run;
   c.weights.n = p.n;
-  d.weights = random_floats(random, p.n * c.weights.k);
+  d.weights = normal_floats(random, p.n * c.weights.k);
 
   c.out_strides.pixel = p.out_spread * p.n + 5;
   c.out_strides.row = c.out_width * c.out_strides.pixel * p.out_spread + 3;
@@ -91,8 +90,8 @@ Data make_data(const Problem& p, std::mt19937& random) {
       }
     }
   }
-  d.bias = random_floats(random, p.n);
-  d.border = random_floats(random, 16 * p.n);
+  d.bias = normal_floats(random, p.n);
+  d.border = normal_floats(random, 16 * p.n);
   if (p.bias) c.bias = d.bias.data();
   if (p.border) c.border = d.border.data();
   if (p.add && p.in_place) {
@@ -100,11 +99,11 @@ Data make_data(const Problem& p, std::mt19937& random) {
     c.add_strides = c.out_strides;
   } else if (p.add) {
     c.add_strides = {c.out_height * c.out_width * (p.n + 1) + 2, c.out_width * (p.n + 1), p.n + 1};
-    d.add = random_floats(random, p.batch * c.add_strides.image);
+    d.add = normal_floats(random, p.batch * c.add_strides.image);
     c.add = d.add.data();
   }
   if (p.in_place) {
-    const std::vector<float> values = random_floats(random, size);
+    const std::vector<float> values = normal_floats(random, size);
     for (int64_t i = 0; i < static_cast<int64_t>(size); ++i) {
       if (d.written[i]) d.out[i] = values[i];
     }
@@ -229,35 +228,11 @@ std::vector<Expected> reference(const Data& d) {
   return expected;
 }
 
-void run_all(const Kernels& k, const Convolution& c) {
-  Buffer scratch(k.convolution.scratch(c));
-  k.convolution.run(c, 0, k.convolution.units(c), scratch.data());
-}
-
-// Runs units in pieces, in random order, each with scratch of its own that holds rubbish.
-void run_in_pieces(const Kernels& k, const Convolution& c, std::mt19937& random) {
-  const int64_t units = k.convolution.units(c);
-  std::vector<int64_t> cuts = {0, units};
-  for (int i = 0; i < 3; ++i) cuts.push_back(static_cast<int64_t>(random() % (units + 1)));
-  std::sort(cuts.begin(), cuts.end());
-  std::vector<std::pair<int64_t, int64_t>> pieces;
-  for (size_t i = 0; i + 1 < cuts.size(); ++i) pieces.emplace_back(cuts[i], cuts[i + 1]);
-  std::shuffle(pieces.begin(), pieces.end(), random);
-  for (const auto& [begin, end] : pieces) {
-    Buffer scratch(k.convolution.scratch(c));
-    std::memset(scratch.storage.data(), 0xff, scratch.storage.size());
-    k.convolution.run(c, begin, end, scratch.data());
-  }
-}
-
-Buffer packed(const Kernels& k, Data& d) {
+Buffer pack(const Kernels& k, Data& d) {
   const PackedMatrix& w = d.c.weights;
-  const size_t bytes = k.packed_bytes(w.precision, w.k, w.n);
-  Buffer buffer(bytes + 64);
-  char* end = static_cast<char*>(buffer.data()) + bytes;
-  std::memset(end, 0x5a, 64);
-  k.pack(w.precision, d.weights.data(), w.k, w.n, buffer.data());
-  for (int i = 0; i < 64; ++i) EXPECT_EQ(end[i], 0x5a) << "pack wrote past its bytes";
+  Buffer buffer = packed(k.packed_bytes(w.precision, w.k, w.n), [&](void* data) {
+    k.pack(w.precision, d.weights.data(), w.k, w.n, data);
+  });
   d.c.weights.data = buffer.data();
   return buffer;
 }
@@ -268,11 +243,9 @@ class RuntimeConvolution : public ::testing::TestWithParam<Isa> {
     const Kernels& k = kernels(GetParam());
     std::mt19937 random(1);
     Data d = make_data(p, random);
-    const Buffer weights = packed(k, d);
+    const Buffer weights = pack(k, d);
     const std::vector<Expected> expected = reference(d);
-    const std::vector<float> before = d.out;
-
-    run_all(k, d.c);
+    run_all(k.convolution, d.c, {&d.out});
     size_t i = 0;
     for (size_t at = 0; at < d.out.size(); ++at) {
       if (!d.written[at]) {
@@ -285,13 +258,6 @@ class RuntimeConvolution : public ::testing::TestWithParam<Isa> {
       ++i;
     }
     ASSERT_EQ(i, expected.size());
-
-    const std::vector<float> whole = d.out;
-    for (int round = 0; round < 3; ++round) {
-      std::copy(before.begin(), before.end(), d.out.begin());
-      run_in_pieces(k, d.c, random);
-      ASSERT_EQ(std::memcmp(d.out.data(), whole.data(), whole.size() * sizeof(float)), 0);
-    }
   }
 };
 
@@ -391,12 +357,12 @@ TEST_P(RuntimeConvolution, PatchesOfAnImageAreRowsOfTaps) {
   p.out_height = 3;
   p.out_width = 5;
   Data d = make_data(p, random);
-  d.in = random_floats(random, 12 * 20 * 3);
+  d.in = normal_floats(random, 12 * 20 * 3);
   d.c.in = d.in.data();
   d.c.in_strides = {12 * 20 * 3, 20 * 3, 3};
   const Kernels& k = kernels(GetParam());
-  const Buffer weights = packed(k, d);
-  run_all(k, d.c);
+  const Buffer weights = pack(k, d);
+  run_all(k.convolution, d.c, {&d.out});
   const std::vector<Expected> expected = reference(d);
   for (int64_t y = 0, i = 0; y < 3; ++y) {
     for (int64_t x = 0; x < 5; ++x) {
@@ -455,7 +421,7 @@ TEST_P(RuntimeConvolution, GeluIsErfWithinItsBound) {
   Buffer weights(k.packed_bytes(Precision::kFloat32, 1, 1));
   k.pack(Precision::kFloat32, &one, 1, 1, weights.data());
   c.weights = {Precision::kFloat32, 1, 1, weights.data()};
-  run_all(k, c);
+  run_all(k.convolution, c, {&out});
   for (size_t i = 0; i < values.size(); ++i) {
     const double x = values[i];
     const double expected = 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
@@ -471,11 +437,11 @@ TEST_P(RuntimeConvolution, NoPixels) {
   Data d = make_data(p, random);
   d.c.batch = 0;
   const Kernels& k = kernels(GetParam());
-  const Buffer weights = packed(k, d);
+  const Buffer weights = pack(k, d);
   EXPECT_EQ(k.convolution.units(d.c), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeConvolution, ::testing::ValuesIn(supported_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeConvolution, ::testing::ValuesIn(supported()),
                          [](const auto& info) { return std::string(to_string(info.param)); });
 
 }  // namespace

@@ -2,7 +2,7 @@
 // float64 references.
 #include <cmath>
 
-#include "runtime_kernel.h"
+#include "runtime_kernels.h"
 
 namespace dpt::runtime::test {
 namespace {

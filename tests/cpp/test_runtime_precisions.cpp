@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -17,7 +16,7 @@
 namespace {
 
 using namespace dpt::runtime;
-using namespace dpt::runtime::testing;
+using namespace dpt::runtime::test;
 
 // Half to even, 8 significant bits.
 double bfloat16(double x) {
@@ -44,9 +43,9 @@ struct Data {
       if (p.window) taps.push_back({i / 3 - 1, i % 3 - 1});
     }
     if (!p.window) taps.push_back({0, 0});
-    in = random_floats(random, p.height * p.width * p.run);
-    weights = random_floats(random, p.n * static_cast<int64_t>(taps.size()) * p.run);
-    bias = random_floats(random, p.n);
+    in = normal_floats(random, p.height * p.width * p.run);
+    weights = normal_floats(random, p.n * static_cast<int64_t>(taps.size()) * p.run);
+    bias = normal_floats(random, p.n);
     out.assign(p.height * p.width * p.n + 16, kCanary);
     c.in = in.data();
     c.in_strides = {p.height * p.width * p.run, p.width * p.run, p.run};
@@ -85,29 +84,14 @@ struct Data {
 
 class RuntimePrecision : public ::testing::TestWithParam<Isa> {
  protected:
-  // Packs and runs, whole and in two pieces, which must agree.
   void run(Data& d) {
     const Kernels& k = kernels(GetParam());
     const PackedMatrix& w = d.c.weights;
-    const size_t bytes = k.packed_bytes(w.precision, w.k, w.n);
-    Buffer packed(bytes + 64);
-    char* end = static_cast<char*>(packed.data()) + bytes;
-    std::memset(end, 0x5a, 64);
-    k.pack(w.precision, d.weights.data(), w.k, w.n, packed.data());
-    for (int i = 0; i < 64; ++i) ASSERT_EQ(end[i], 0x5a) << "pack wrote past its bytes";
-    d.c.weights.data = packed.data();
-
-    const int64_t units = k.convolution.units(d.c);
-    const auto run_some = [&](int64_t from, int64_t to) {
-      Buffer scratch(k.convolution.scratch(d.c));
-      std::memset(scratch.storage.data(), 0xff, scratch.storage.size());
-      k.convolution.run(d.c, from, to, scratch.data());
-    };
-    run_some(units / 3, units);
-    run_some(0, units / 3);
-    const std::vector<float> pieces = d.out;
-    run_some(0, units);
-    ASSERT_EQ(std::memcmp(pieces.data(), d.out.data(), pieces.size() * sizeof(float)), 0);
+    const Buffer weights = packed(k.packed_bytes(w.precision, w.k, w.n), [&](void* data) {
+      k.pack(w.precision, d.weights.data(), w.k, w.n, data);
+    });
+    d.c.weights.data = weights.data();
+    run_all(k.convolution, d.c, {&d.out});
     for (size_t i = d.out.size() - 16; i < d.out.size(); ++i) ASSERT_EQ(d.out[i], kCanary);
   }
 };
@@ -254,7 +238,7 @@ TEST_P(RuntimePrecision, Int8OfZerosIsZero) {
   for (int64_t i = 0; i < 9; ++i) EXPECT_EQ(d.out[5 * i + 2], d.bias[2]);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimePrecision, ::testing::ValuesIn(supported_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimePrecision, ::testing::ValuesIn(supported()),
                          [](const auto& info) { return std::string(to_string(info.param)); });
 
 }  // namespace

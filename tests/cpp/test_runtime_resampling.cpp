@@ -2,7 +2,7 @@
 // convolution, against a slow float64 reference.
 #include <cmath>
 
-#include "runtime_kernel.h"
+#include "runtime_kernels.h"
 
 namespace dpt::runtime::test {
 namespace {

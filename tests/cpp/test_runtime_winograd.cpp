@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <string>
 #include <utility>
@@ -17,7 +16,7 @@
 namespace {
 
 using namespace dpt::runtime;
-using namespace dpt::runtime::testing;
+using namespace dpt::runtime::test;
 
 struct Problem {
   int64_t batch = 1, height = 1, width = 1, channels = 1, n = 1;
@@ -52,10 +51,10 @@ Data make_data(const Problem& p, std::mt19937& random) {
   w.in_strides = strides(p, p.channels);
   w.out_strides = w.add_strides = strides(p, p.n);
   // No float behind the last pixel: reading outside is then seen by the sanitizer.
-  d.in = random_floats(random, p.batch * w.in_strides.image - 3 * p.gap);
+  d.in = normal_floats(random, p.batch * w.in_strides.image - 3 * p.gap);
   w.in = d.in.data();
-  d.weights = random_floats(random, p.n * p.channels * 9);
-  d.bias = random_floats(random, p.n);
+  d.weights = normal_floats(random, p.n * p.channels * 9);
+  d.bias = normal_floats(random, p.n);
   if (p.bias) w.bias = d.bias.data();
 
   const int64_t first = 11;
@@ -63,7 +62,7 @@ Data make_data(const Problem& p, std::mt19937& random) {
   d.out.assign(size, kCanary);
   d.written.assign(size, 0);
   w.out = d.out.data() + first;
-  const std::vector<float> values = random_floats(random, size);
+  const std::vector<float> values = normal_floats(random, size);
   for (int64_t b = 0; b < p.batch; ++b) {
     for (int64_t y = 0; y < p.height; ++y) {
       for (int64_t x = 0; x < p.width; ++x) {
@@ -77,7 +76,7 @@ Data make_data(const Problem& p, std::mt19937& random) {
     }
   }
   if (p.add) {
-    d.add = random_floats(random, p.batch * w.add_strides.image - 3 * p.gap);
+    d.add = normal_floats(random, p.batch * w.add_strides.image - 3 * p.gap);
     w.add = p.in_place ? w.out : d.add.data();
   }
   return d;
@@ -230,17 +229,12 @@ class RuntimeWinograd : public ::testing::TestWithParam<Isa> {
     const Kernels& k = kernels(GetParam());
     std::mt19937 random(1);
     Data d = make_data(p, random);
-    const size_t bytes = k.winograd_bytes(p.channels, p.n);
-    Buffer weights(bytes + 64);
-    char* end = static_cast<char*>(weights.data()) + bytes;
-    std::memset(end, 0x5a, 64);
-    k.winograd_pack(d.weights.data(), p.channels, p.n, weights.data());
-    for (int i = 0; i < 64; ++i) EXPECT_EQ(end[i], 0x5a) << "pack wrote past its bytes";
+    const Buffer weights = packed(k.winograd_bytes(p.channels, p.n), [&](void* data) {
+      k.winograd_pack(d.weights.data(), p.channels, p.n, data);
+    });
     d.w.weights = weights.data();
     const std::vector<Expected> expected = reference(d);
-    const std::vector<float> before = d.out;
-
-    run(k, d.w, 0, k.winograd.units(d.w));
+    run_all(k.winograd, d.w, {&d.out});
     double largest_error = 0, largest = 0;
     size_t i = 0;
     for (size_t at = 0; at < d.out.size(); ++at) {
@@ -257,24 +251,7 @@ class RuntimeWinograd : public ::testing::TestWithParam<Isa> {
       ++i;
     }
     EXPECT_EQ(i, expected.size());
-
-    const std::vector<float> whole = d.out;
-    const int64_t units = k.winograd.units(d.w);
-    for (int round = 0; round < 3; ++round) {
-      std::copy(before.begin(), before.end(), d.out.begin());
-      std::vector<int64_t> cuts = {0, units};
-      for (int j = 0; j < 3; ++j) cuts.push_back(static_cast<int64_t>(random() % (units + 1)));
-      std::sort(cuts.begin(), cuts.end());
-      for (size_t j = cuts.size() - 1; j > 0; --j) run(k, d.w, cuts[j - 1], cuts[j]);
-      EXPECT_EQ(std::memcmp(d.out.data(), whole.data(), whole.size() * sizeof(float)), 0);
-    }
     return largest_error / largest;
-  }
-
-  static void run(const Kernels& k, const Winograd& w, int64_t begin, int64_t end) {
-    Buffer scratch(k.winograd.scratch(w));
-    std::memset(scratch.storage.data(), 0xff, scratch.storage.size());
-    k.winograd.run(w, begin, end, scratch.data());
   }
 };
 
@@ -328,7 +305,7 @@ TEST_P(RuntimeWinograd, ErrorIsSmallAgainstTheLargestOutput) {
   EXPECT_LE(check({.height = 12, .width = 16, .channels = 256, .n = 64}), 2e-5);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeWinograd, ::testing::ValuesIn(supported_isas()),
+INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeWinograd, ::testing::ValuesIn(supported()),
                          [](const auto& info) { return std::string(to_string(info.param)); });
 
 }  // namespace
