@@ -128,7 +128,7 @@ def test_wrong_value_is_refused_by_its_name(key: str, value: Any) -> None:
         ("loss.trim", 1, "loss.trim: must be below 1.0, got 1"),
         ("optimizer.layer_decay", 2, "optimizer.layer_decay: must be at most 1.0, got 2"),
         ("precision", "float16", "precision: must be 'float32' or 'bfloat16', got 'float16'"),
-        ("train", [], "train: must have at least 1 entries, got []"),
+        ("train", [], "train: must hold 1 or more, got []"),
         ("augmentation.crop", "large", "augmentation.crop: must be a list, got 'large'"),
         ("device", 3, "device: must be text, got 3"),
         ("optimizer", 3, "optimizer: must be keys and values, got 3"),

@@ -397,8 +397,8 @@ _MESSAGES = {
     "less_than_equal": "must be at most {le}",
     "less_than": "must be below {lt}",
     "literal_error": "must be {expected}",
-    "too_short": "must have at least {min_length} entries",
-    "too_long": "must have at most {max_length} entries",
+    "too_short": "must hold {min_length} or more",
+    "too_long": "must hold {max_length} at most",
 }
 
 
