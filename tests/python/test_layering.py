@@ -56,9 +56,11 @@ CPP = {
     "dpt/scenes/operators": {"dpt/common", "dpt/scenes"},
     "dpt/optim": {"dpt/common", "dpt/optim/min_norm_solver"},
     "dpt/runtime/kernels": {"dpt/export"},
+    "dpt/runtime/profile": {"dpt/export"},
     "dpt/runtime/simd": set(),
     "dpt/runtime": {
         "dpt/runtime/kernels",
+        "dpt/runtime/profile",
         "dpt/common",
         "dpt/config",
         "dpt/encoder",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace dpt::runtime {
 
@@ -13,7 +14,7 @@ struct Layer {
   std::string name;
   Product* product;
   std::shared_ptr<const PackedProduct> wide{}, narrow{};
-  double error = 0;  // that it brings alone
+  double error = 0;  // that it brings alone, on the worst image
 
   void use(Precision precision) const {
     product->precision = precision;
@@ -38,8 +39,7 @@ double error_of(const Output& got, const Output& want) {
 
 std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernels,
                                          size_t num_images,
-                                         const std::function<Output(size_t)>& predict,
-                                         double most) {
+                                         const std::function<Output(size_t)>& predict) {
   pack(network, kernels);
   std::vector<Output> wanted;
   for (size_t i = 0; i < num_images; ++i) {
@@ -50,10 +50,11 @@ std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernel
                         " of the calibration images, in float32");
     }
   }
-  const auto error = [&] {
-    double sum = 0;
-    for (size_t i = 0; i < num_images; ++i) sum += error_of(predict(i), wanted[i]);
-    return sum / static_cast<double>(num_images);
+  const auto error = [&](size_t i) { return error_of(predict(i), wanted[i]); };
+  std::vector<double> errors(num_images);
+  const auto mean_error = [&] {
+    for (size_t i = 0; i < num_images; ++i) errors[i] = error(i);
+    return std::accumulate(errors.begin(), errors.end(), 0.0) / static_cast<double>(num_images);
   };
 
   std::vector<Layer> layers;
@@ -67,21 +68,22 @@ std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernel
   for (Layer& layer : layers) layer.narrow = layer.product->packed;
 
   std::vector<std::string> fallbacks;
-  double total = error();
-  if (total <= most) return fallbacks;
+  double total = mean_error();
+  if (total <= kInt8Error) return fallbacks;
+  const auto worst = static_cast<size_t>(std::ranges::max_element(errors) - errors.begin());
   for (const Layer& layer : layers) layer.use(Precision::kFloat32);
   for (Layer& layer : layers) {
     layer.use(Precision::kInt8);
-    layer.error = error();
+    layer.error = error(worst);
     layer.use(Precision::kFloat32);
   }
   for (const Layer& layer : layers) layer.use(Precision::kInt8);
   std::ranges::stable_sort(layers, std::ranges::greater{}, &Layer::error);
   for (const Layer& layer : layers) {
-    if (total <= most) break;
+    if (total <= kInt8Error) break;
     layer.use(Precision::kFloat32);
     fallbacks.push_back(layer.name);
-    total = error();
+    total = mean_error();
   }
   return fallbacks;
 }

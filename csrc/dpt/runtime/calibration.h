@@ -17,15 +17,14 @@ constexpr double kInt8Error = 0.005;
 
 // Packs a network of float32, in int8 what pays: linear layers, 1x1 convolutions, and products that
 // are made before a map is resized. 3x3 convolutions have Winograd's algorithm instead. While the
-// error on `num_images` images is above `most`, layers fall back to float32, first those that bring
-// the largest error alone. `predict(i)` gives what the network, as it is packed then, makes of
-// image i.
+// mean error over `num_images` images is above kInt8Error, layers fall back to float32, first those
+// that bring the largest error alone, on the image that had the largest. `predict(i)` gives what
+// the network, as it is packed then, makes of image i.
 //
 // Returns the names of the layers that fell back, in that order. Throws (ValueError in Python) if
 // the network predicts numbers that are not finite.
 std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernels,
                                          size_t num_images,
-                                         const std::function<Output(size_t)>& predict,
-                                         double most = kInt8Error);
+                                         const std::function<Output(size_t)>& predict);
 
 }  // namespace dpt::runtime
