@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from measure import interleave, record
-from peers import Case, Peer, onnx_file, peers, runtimes
+from peers import PRESETS, Case, Peer, model_of, onnx_file, peers, runtimes
 from rewritten import Rewritten, executed_flop
 from torch import Tensor
 
@@ -121,10 +121,9 @@ def rows_of(
 
 
 @torch.no_grad()
-def measure(
-    model: torchdpt.DPTModel, batch: int, size: int, args: argparse.Namespace, threads: list[int]
-) -> list[list[dict[str, Any]]]:
+def measure(batch: int, size: int, args: argparse.Namespace, threads: list[int]) -> list[list[dict[str, Any]]]:
     """The rows for each number of threads."""
+    model = model_of(args.model, size)
     dtype = getattr(torch, args.dtype)
     names = args.peers.split(",")
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -153,9 +152,8 @@ def measure(
     return results
 
 
-presets = [name for name in torchdpt.list_presets() if "midas" not in name and "joint" not in name]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default="dpt_base", choices=presets)
+parser.add_argument("--model", default="dpt_base", choices=PRESETS)
 parser.add_argument("--size", type=int, default=384)
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -169,18 +167,16 @@ parser.add_argument("--curves", action="store_true", help="batches, sizes, and 1
 args = parser.parse_args()
 every = "transformers,compile,autotune,aoti,onnxruntime,openvino,zentorch"
 args.peers = args.peers or ("onnxruntime,openvino" if args.curves else every)
-torch.manual_seed(0)
-network = torchdpt.DPTModel(args.model).eval()
 settings = {"model": args.model, "dtype": args.dtype, "repetitions": args.repetitions}
 if args.curves:
     points = []
     counts = list(range(1, args.threads + 1))
     for batch, size in CURVE:
-        for threads, rows in zip(counts, measure(network, batch, size, args, counts), strict=True):
+        for threads, rows in zip(counts, measure(batch, size, args, counts), strict=True):
             points += [{"batch": batch, "size": size, "threads": threads, **row} for row in rows]
     record(f"cpu_curves_{args.model}_{args.dtype}", points, **settings)
 else:
     torch.set_num_threads(args.threads)
-    (rows,) = measure(network, args.batch, args.size, args, [args.threads])
+    (rows,) = measure(args.batch, args.size, args, [args.threads])
     name = f"cpu_{args.model}_{args.size}_b{args.batch}_{args.dtype}_t{args.threads}"
     record(name, rows, size=args.size, batch=args.batch, **settings)

@@ -77,12 +77,9 @@ def save_models(model: str, size: int, folder: str) -> tuple[dict[str, str], np.
     """The files of the runtimes, the images, and the map in float64."""
     import openvino
     import torch
-    from peers import Peer, onnx_file
+    from peers import Peer, model_of, onnx_file
 
-    import torchdpt
-
-    torch.manual_seed(0)
-    network = torchdpt.DPTModel(model).eval()
+    network = model_of(model, size)
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     np.save(f"{folder}/images.npy", images.numpy())
     files = {

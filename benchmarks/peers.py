@@ -17,6 +17,24 @@ import torchdpt
 Case = Callable[[], Tensor]
 
 
+# That transformers has, too.
+PRESETS = ("dpt_tiny", "dpt_base", "dpt_hybrid", "dpt_large", "dpt_hybrid_ade", "dpt_large_ade")
+
+
+def model_of(preset: str, size: int) -> torchdpt.DPTModel:
+    """With random weights and this native size, the only one that transformers' hybrid takes.
+
+    It is the variant that transformers has; what a network of the preset differs in takes no time.
+    """
+    torch.manual_seed(0)
+    config = torchdpt.DPTConfig.preset(preset).replace(image_size=size)
+    if config.encoder == "hybrid":
+        config = config.replace(weight_standardization="variance")
+    if config.num_classes > 0:
+        config = config.replace(auxiliary_head="last")
+    return torchdpt.DPTModel(config).eval()
+
+
 class Peer(nn.Module):
     """transformers' network of a folder, with its map alone, which exporters like better."""
 
