@@ -68,6 +68,7 @@ CPP = {
         "dpt/io/safetensors",
         "dpt/model",
         "dpt/ops",
+        "dpt/ops/autocast",
     },
     "dpt/module": {"dpt/model", "dpt/io/checkpoint"},
     "dpt/operators": {"dpt/model"},

@@ -1,0 +1,438 @@
+#include "dpt/runtime/evaluate.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <array>
+
+#include "dpt/ops/autocast.h"
+#include "dpt/ops/resize.h"
+#include "dpt/ops/upsample_add.h"
+#include "dpt/ops/upsample_gather.h"
+
+namespace dpt::runtime {
+
+namespace {
+
+at::ScalarType type_of_sums(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// --- preparation ---
+
+struct Preparation {
+  at::Device device;
+  at::ScalarType dtype;
+
+  Tensor placed(const Tensor& tensor, at::ScalarType type) const {
+    return tensor.defined() ? tensor.to(device, type) : tensor;
+  }
+  void wide(Tensor& tensor) const { tensor = placed(tensor, type_of_sums(dtype)); }
+
+  // The border is added in the type of sums.
+  void prepare(Product& product) const {
+    product.weight = placed(product.weight, dtype).contiguous(at::MemoryFormat::ChannelsLast);
+    product.bias = placed(product.bias, dtype);
+    wide(product.border);
+  }
+  void prepare(std::optional<Product>& product) const {
+    if (product) prepare(*product);
+  }
+
+  // Of a resized map.
+  void prepare_resized(Product& product, bool products_first) const {
+    if (!products_first) return prepare(product);
+    const int64_t n = product.n(), channels = product.channels();
+    product.weight = placed(product.weight, dtype)
+                         .permute({2, 3, 0, 1})
+                         .reshape({9 * n, channels, 1, 1})
+                         .contiguous();
+    wide(product.bias);
+    wide(product.border);
+  }
+
+  void prepare(NormedProduct& product) const {
+    prepare(product.conv);
+    product.weight = placed(product.weight, dtype);
+    product.bias = placed(product.bias, dtype);
+  }
+
+  void prepare(Stages& stages) const {
+    prepare(stages.stem);
+    for (auto& stage : stages.stages) {
+      for (Bottleneck& block : stage) {
+        prepare(block.conv1);
+        prepare(block.conv2);
+        prepare(block.conv3);
+        if (block.downsample) prepare(*block.downsample);
+      }
+    }
+  }
+
+  void prepare(Transformer& transformer) const {
+    transformer.prefix = placed(transformer.prefix, dtype);
+    wide(transformer.pos_embed);
+    transformer.patch_embed.weight = placed(transformer.patch_embed.weight, dtype);
+    transformer.patch_embed.bias = placed(transformer.patch_embed.bias, dtype);
+    for (Block& block : transformer.blocks) {
+      for (Product* product : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) prepare(*product);
+    }
+  }
+
+  // The phases side by side: the taps of each in a 3x3 kernel, and zeros.
+  static Product merged(const std::vector<Product>& phases) {
+    std::vector<Tensor> weights, biases, borders;
+    for (const Product& phase : phases) {
+      const int64_t top = 1 - phase.above, left = 1 - phase.left;
+      const int64_t bottom = 3 - top - phase.weight.size(2),
+                    right = 3 - left - phase.weight.size(3);
+      weights.push_back(at::constant_pad_nd(phase.weight, {left, right, top, bottom}));
+      if (phase.bias.defined()) biases.push_back(phase.bias);
+      borders.push_back(phase.border);
+    }
+    Product all{.weight = at::cat(weights), .border = at::cat(borders, 1), .above = 1, .left = 1};
+    if (!biases.empty()) all.bias = at::cat(biases);
+    return all;
+  }
+
+  void prepare(Level& level) const {
+    if (level.read.defined()) prepare(level.read);
+    if (level.read_token.defined()) prepare(level.read_token);
+    prepare(level.project);
+    prepare(level.down);
+    level.up = placed(level.up, dtype);
+    level.up_bias = placed(level.up_bias, dtype);
+    if (!level.phases.empty()) level.phases = {merged(level.phases)};
+    for (Product& phase : level.phases) prepare(phase);
+    if (level.input.defined()) prepare(level.input);
+  }
+
+  void prepare(Unit& unit) const {
+    prepare(unit.conv1);
+    prepare(unit.conv2);
+  }
+};
+
+// --- layers ---
+
+// Maps are [B, C, H, W] with channels next to each other, tokens [B, P + h * w, D].
+struct Evaluation {
+  const Network& network;
+  SizeCache& cache;
+  at::ScalarType dtype;
+
+  static Tensor linear(const Product& product, const Tensor& x) {
+    return at::linear(x, product.weight.flatten(1), product.bias);
+  }
+
+  static int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  // What `border` says of each output pixel, and the bias, [1, n, out_height, out_width].
+  Tensor border_of(const Product& product, int64_t height, int64_t width) {
+    Tensor& map = cache.border[&product];
+    if (map.defined()) return map;
+    const auto options = product.border.options().dtype(at::kLong);
+    const auto places = [&](int64_t size, int64_t kernel, int64_t before) {
+      const int64_t count = ceil_divide(size, product.stride);
+      const Tensor first = at::arange(count, options) * product.stride - before;
+      return first.lt(0).to(at::kLong) + 2 * first.gt(size - kernel).to(at::kLong);
+    };
+    const Tensor rows = places(height, product.weight.size(2), product.above);
+    const Tensor columns = places(width, product.weight.size(3), product.left);
+    Tensor values = product.border.view({4, 4, -1}).index_select(0, rows).index_select(1, columns);
+    if (product.bias.defined()) values = values + product.bias;
+    map = values.to(dtype).permute({2, 0, 1}).unsqueeze(0);
+    return map;
+  }
+
+  // [B, c, H, W] -> [B, n, ceil(H / stride), ceil(W / stride)].
+  Tensor convolve(const Product& product, Tensor x) {
+    const int64_t height = x.size(2), width = x.size(3), stride = product.stride;
+    const int64_t kh = product.weight.size(2), kw = product.weight.size(3);
+    if (kh == 1 && kw == 1 && stride == 1 && product.groups == 1 && !product.border.defined()) {
+      return linear(product, x.permute({0, 2, 3, 1})).permute({0, 3, 1, 2});
+    }
+    const int64_t below = (ceil_divide(height, stride) - 1) * stride + kh - product.above - height;
+    const int64_t right = (ceil_divide(width, stride) - 1) * stride + kw - product.left - width;
+    // A convolution pads both sides alike; what it reads too much at the end makes no pixel.
+    const auto fits = [&](int64_t size, int64_t kernel, int64_t before, int64_t behind) {
+      return behind <= before &&
+             (size + 2 * before - kernel) / stride + 1 == ceil_divide(size, stride);
+    };
+    std::array<int64_t, 2> padding{product.above, product.left};
+    if (!fits(height, kh, product.above, below) || !fits(width, kw, product.left, right)) {
+      x = at::constant_pad_nd(x, {product.left, right, product.above, below});
+      padding = {0, 0};
+    }
+    const bool border = product.border.defined();
+    const auto bias =
+        product.bias.defined() && !border ? std::optional<Tensor>(product.bias) : std::nullopt;
+    const auto& context = at::globalContext();
+    // cuDNN's fastest algorithm is looked for once a size.
+    const Tensor y =
+        at::_convolution(x, product.weight, bias, {stride, stride}, padding, {1, 1},
+                         /*transposed=*/false, {0, 0}, product.groups, /*benchmark=*/true,
+                         context.deterministicCuDNN() || context.deterministicAlgorithms(),
+                         context.userEnabledCuDNN(), context.allowTF32CuDNN());
+    return border ? y + border_of(product, height, width) : y;
+  }
+
+  Tensor through(const std::optional<Product>& product, const Tensor& x) {
+    return product ? convolve(*product, x) : x;
+  }
+
+  // --- convolutional stages ---
+
+  Tensor normed(const NormedProduct& product, const Tensor& x) {
+    const Tensor y = convolve(product.conv, x);
+    if (product.norm_groups == 0) return y;
+    return at::group_norm(y, product.norm_groups, product.weight, product.bias, /*eps=*/1e-5)
+        .contiguous(at::MemoryFormat::ChannelsLast);
+  }
+
+  Tensor bottleneck(const Bottleneck& block, const Tensor& x) {
+    const Tensor first = normed(block.conv1, x).relu_();
+    const Tensor second = normed(block.conv2, first).relu_();
+    const Tensor skip = block.downsample ? normed(*block.downsample, x) : x;
+    return normed(block.conv3, second).add_(skip).relu_();
+  }
+
+  std::vector<Tensor> stages(const Stages& stages, const Tensor& images) {
+    const Tensor stem =
+        normed(stages.stem, images.to(dtype).contiguous(at::MemoryFormat::ChannelsLast)).relu_();
+    Tensor x = stages.zero_padded_pool
+                   ? at::max_pool2d(at::constant_pad_nd(stem, {0, 1, 0, 1}), 3, 2)
+                   : at::max_pool2d(stem, 3, 2, 1);
+    std::vector<Tensor> maps;
+    for (const auto& stage : stages.stages) {
+      for (const Bottleneck& block : stage) x = bottleneck(block, x);
+      maps.push_back(x);
+    }
+    return maps;
+  }
+
+  // --- transformer ---
+
+  Tensor position(const Transformer& transformer, int64_t h, int64_t w) {
+    if (!cache.pos_embed.defined()) {
+      const int64_t grid = transformer.grid;
+      const Tensor square = transformer.pos_embed.view({1, grid, grid, -1}).permute({0, 3, 1, 2});
+      cache.pos_embed = resize_bilinear(square, h, w, /*align_corners=*/false)
+                            .permute({0, 2, 3, 1})
+                            .flatten(0, 2)
+                            .to(dtype)
+                            .contiguous();
+    }
+    return cache.pos_embed;
+  }
+
+  // Patches of an image, or pixels of a map, [B, h, w, c].
+  Tensor patches_of(const Product& embed, const Tensor& x) const {
+    if (embed.stride == 1) return x.permute({0, 2, 3, 1});
+    const int64_t p = embed.stride, h = x.size(2) / p, w = x.size(3) / p;
+    return x.view({x.size(0), x.size(1), h, p, w, p})
+        .permute({0, 2, 4, 1, 3, 5})
+        .to(dtype, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous)
+        .reshape({x.size(0), h, w, -1});
+  }
+
+  Tensor embed(const Transformer& transformer, const Tensor& pixels, int64_t h, int64_t w) {
+    const int64_t batch = pixels.size(0), prefix = transformer.prefix.size(0),
+                  width = transformer.prefix.size(1);
+    const Tensor patches =
+        linear(transformer.patch_embed, patches_of(transformer.patch_embed, pixels))
+            .view({batch, h * w, width});
+    Tensor tokens = at::empty({batch, prefix + h * w, width}, patches.options());
+    tokens.slice(1, 0, prefix).copy_(transformer.prefix.expand({batch, prefix, width}));
+    Tensor behind = tokens.slice(1, prefix);
+    at::add_out(behind, patches, position(transformer, h, w));
+    return tokens;
+  }
+
+  // A block, in place.
+  static void transform(const Block& block, int64_t heads, double eps, Tensor& x) {
+    const int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
+    const auto normed = [&] { return at::layer_norm(x, {width}, {}, {}, eps); };
+    const auto qkv = linear(block.qkv, normed())
+                         .view({batch, tokens, 3, heads, width / heads})
+                         .permute({2, 0, 3, 1, 4})
+                         .unbind(0);
+    // The scale of the scores is in the queries.
+    const Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], /*attn_mask=*/{},
+                                                          /*dropout_p=*/0, /*is_causal=*/false,
+                                                          /*scale=*/1.0);
+    x.add_(linear(block.proj, mixed.transpose(1, 2).reshape({batch, tokens, width})));
+    Tensor hidden = linear(block.fc1, normed());
+    x.add_(linear(block.fc2, at::gelu_(hidden)));
+  }
+
+  // --- decoder ---
+
+  // The patches of tokens as a map, with the prefix tokens read into them.
+  Tensor read(const Level& level, const Tensor& x, int64_t prefix, int64_t h, int64_t w) const {
+    Tensor patches = x.slice(1, prefix);
+    if (level.readout == ReadMode::kProject) {
+      const Tensor token = linear(level.read_token, x.slice(1, 0, 1));  // [B, 1, D]
+      patches = linear(level.read, x).slice(1, prefix) + token;
+      at::gelu_(patches);
+    } else if (level.readout == ReadMode::kAdd) {
+      patches = patches + x.slice(1, 0, prefix).mean({1}, /*keepdim=*/true);
+    }
+    return patches.contiguous().view({x.size(0), h, w, -1}).permute({0, 3, 1, 2});
+  }
+
+  // [B, s * s * n, h, w], phase by phase, to [B, n, s * h, s * w].
+  static Tensor interleaved(const Tensor& x, int64_t s) {
+    const int64_t batch = x.size(0), h = x.size(2), w = x.size(3);
+    return x.permute({0, 2, 3, 1})
+        .reshape({batch, h, w, s, s, -1})
+        .permute({0, 1, 3, 2, 4, 5})
+        .reshape({batch, s * h, s * w, -1})
+        .permute({0, 3, 1, 2});
+  }
+
+  // What fusion adds at this level.
+  Tensor reassemble(const Level& level, Tensor x, int64_t prefix, int64_t h, int64_t w) {
+    if (!level.convolutional) {
+      x = through(level.down, through(level.project, read(level, x, prefix, h, w)));
+      if (level.up.defined()) {
+        x = at::conv_transpose2d(x, level.up, level.up_bias, {level.factor, level.factor})
+                .contiguous(at::MemoryFormat::ChannelsLast);
+      }
+    }
+    if (level.phases.empty()) return convolve(level.input, x);
+    return interleaved(convolve(level.phases[0], x), level.factor);
+  }
+
+  Tensor residual(const Unit& unit, const Tensor& x) {
+    const Tensor relu = x.relu();
+    const Tensor y = convolve(unit.conv2, convolve(unit.conv1, relu).relu_());
+    return y + (network.relu_skip ? relu : x);
+  }
+
+  // The fused map before it is resized, of the maps of all levels, finest first.
+  Tensor fuse(const std::vector<Tensor>& maps) {
+    Tensor below;
+    for (size_t i = maps.size(); i-- > 0;) {
+      const FusionLevel& level = network.fusion[i];
+      Tensor x = maps[i];
+      if (level.unit1) x = upsample_add(below, residual(*level.unit1, x));
+      below = through(level.project, residual(level.unit2, x));
+    }
+    return below;
+  }
+
+  // --- heads ---
+
+  static Tensor resized(const Tensor& x, bool align_corners) {
+    return resize_bilinear(x, 2 * x.size(2), 2 * x.size(3), align_corners);
+  }
+
+  // The products of a map with the taps of `product`, [B, H, W, 9 * n].
+  static Tensor products(const Product& product, const Tensor& x) {
+    return at::linear(x.permute({0, 2, 3, 1}), product.weight.flatten(1));
+  }
+
+  // A 3x3 convolution of `x` resized to twice its size.
+  Tensor convolve_resized(const Product& product, const Tensor& x, bool align_corners, bool relu) {
+    if (!network.rewrites.products_first) {
+      const Tensor y = convolve(product, resized(x, align_corners));
+      return relu ? y.relu() : y;
+    }
+    return upsample_gather(products(product, x), product.bias, product.border, 2 * x.size(2),
+                           2 * x.size(3), align_corners, relu)
+        .permute({0, 3, 1, 2});
+  }
+
+  Tensor depth(const DepthHead& head, const Tensor& fused) {
+    const Tensor x = convolve_resized(head.conv1, fused, /*align_corners=*/true, /*relu=*/false);
+    if (network.rewrites.products_first) {
+      std::vector<double> inversion;
+      if (head.inversion) inversion = {head.inversion->scale, head.inversion->shift};
+      return upsample_gather_dot(products(head.conv2, x), head.conv2.bias, head.conv2.border,
+                                 head.dot, head.dot_bias, 2 * x.size(2), 2 * x.size(3),
+                                 head.align_corners, inversion);
+    }
+    const Tensor y = convolve_resized(head.conv2, x, head.align_corners, /*relu=*/true);
+    const Tensor values =
+        (at::matmul(y.permute({0, 2, 3, 1}).to(head.dot.scalar_type()), head.dot) + head.dot_bias)
+            .relu();
+    if (!head.inversion) return values;
+    return (values * head.inversion->scale + head.inversion->shift).clamp_min(1e-8).reciprocal();
+  }
+
+  Tensor logits(const SegmentationHead& head, const Tensor& fused) {
+    const Tensor x = convolve_resized(head.conv, fused, /*align_corners=*/true, /*relu=*/true);
+    const Tensor scores = convolve(head.classify, x);
+    return resized(scores.to(type_of_sums(dtype)), /*align_corners=*/true);
+  }
+
+  // --- the network ---
+
+  Output operator()(const Tensor& images) {
+    std::vector<Tensor> taps;
+    if (network.stages) taps = stages(*network.stages, images);
+    std::vector<Tensor> maps(network.levels.size());
+    for (size_t i = 0; i < maps.size(); ++i) {
+      if (network.levels[i].convolutional) {
+        maps[i] = reassemble(network.levels[i], taps[i], 0, 0, 0);
+      }
+    }
+    if (const auto& transformer = network.transformer) {
+      const int64_t h = images.size(2) / network.config.patch_size,
+                    w = images.size(3) / network.config.patch_size;
+      const int64_t prefix = transformer->prefix.size(0);
+      Tensor x = embed(*transformer, taps.empty() ? images : taps.back(), h, w);
+      size_t next = 0;
+      for (size_t i = maps.size() - transformer->taps.size(), block = 0; i < maps.size(); ++block) {
+        transform(transformer->blocks[block], transformer->heads, transformer->eps, x);
+        if (static_cast<int64_t>(block) == transformer->taps[next]) {
+          maps[i] = reassemble(network.levels[i], x, prefix, h, w);
+          ++i;
+          ++next;
+        }
+      }
+    }
+    const Tensor fused = fuse(maps);
+    Output output;
+    if (network.depth) output.depth = depth(*network.depth, fused);
+    if (network.segmentation) output.logits = logits(*network.segmentation, fused);
+    return output;
+  }
+};
+
+}  // namespace
+
+Network prepare(const Network& network, at::Device device, at::ScalarType dtype) {
+  const at::NoGradGuard no_grad;
+  const Preparation to{device, dtype};
+  Network ready = network;
+  if (ready.stages) to.prepare(*ready.stages);
+  if (ready.transformer) to.prepare(*ready.transformer);
+  for (Level& level : ready.levels) to.prepare(level);
+  for (FusionLevel& level : ready.fusion) {
+    if (level.unit1) to.prepare(*level.unit1);
+    to.prepare(level.unit2);
+    to.prepare(level.project);
+  }
+  const bool products_first = ready.rewrites.products_first;
+  if (ready.depth) {
+    to.prepare_resized(ready.depth->conv1, products_first);
+    to.prepare_resized(ready.depth->conv2, products_first);
+    to.wide(ready.depth->dot);
+    to.wide(ready.depth->dot_bias);
+  }
+  if (ready.segmentation) {
+    to.prepare_resized(ready.segmentation->conv, products_first);
+    to.prepare(ready.segmentation->classify);
+  }
+  return ready;
+}
+
+Output evaluate(const Network& network, SizeCache& cache, const Tensor& images) {
+  const at::NoGradGuard no_grad;
+  const NoAutocast no_autocast;
+  const at::ScalarType dtype = network.fusion[0].unit2.conv1.weight.scalar_type();
+  return Evaluation{network, cache, dtype}(images);
+}
+
+}  // namespace dpt::runtime

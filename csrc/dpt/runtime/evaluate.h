@@ -1,0 +1,28 @@
+// csrc/dpt/runtime/evaluate.h -- the forward pass of a rewritten network by ATen's operators, on
+// any device and in any floating type.
+#pragma once
+
+#include <map>
+
+#include "dpt/runtime/network.h"
+
+namespace dpt::runtime {
+
+// A copy of `network` for `evaluate`, on `device`: weights of `dtype` with channels next to each
+// other; those of a convolution of a resized map as [9 * n, c, 1, 1], the taps one after another;
+// the phases of a level as one 3x3 convolution, of s * s * n channels.
+DPT_API Network prepare(const Network& network, at::Device device, at::ScalarType dtype);
+
+// What depends on the size of the images alone. The first pass fills it.
+struct SizeCache {
+  Tensor pos_embed{};                         // [h * w, D]
+  std::map<const Product*, Tensor> border{};  // bias and border of each output pixel, [1, n, H, W]
+};
+
+// The output for contiguous images [B, 3, H, W] of a size that fits, on the device of a prepared
+// network. Depth is float32 [B, H, W] (of a float64 network: float64), logits [B, K, H, W]
+// likewise. All work is on the current stream, and the host waits for none of it. Products of
+// float32 follow PyTorch's switches of TF32.
+DPT_API Output evaluate(const Network& network, SizeCache& cache, const Tensor& images);
+
+}  // namespace dpt::runtime

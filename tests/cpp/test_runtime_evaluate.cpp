@@ -1,0 +1,122 @@
+// The forward pass by ATen's operators, which is what runs on a GPU, here on the CPU: against the
+// model that the network was made of.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "dpt/runtime/evaluate.h"
+#include "runtime_networks.h"
+
+namespace {
+
+using dpt::Tensor;
+namespace runtime = dpt::runtime;
+
+// The largest difference over the range of what is wanted.
+double error(const Tensor& got, const Tensor& want) {
+  if (!want.defined()) return got.defined() ? INFINITY : 0;
+  EXPECT_EQ(got.sizes(), want.sizes());
+  const Tensor difference = (got.to(at::kDouble) - want.to(at::kDouble)).abs().max();
+  return (difference / (want.max() - want.min()).to(at::kDouble)).item<double>();
+}
+
+double error(const dpt::Output& got, const dpt::Output& want) {
+  return std::max(error(got.depth, want.depth), error(got.logits, want.logits));
+}
+
+dpt::Output evaluated(const runtime::Network& network, const Tensor& images) {
+  runtime::SizeCache cache;
+  return runtime::evaluate(network, cache, images);
+}
+
+dpt::Model cast(dpt::Model model, at::ScalarType dtype) {
+  dpt::for_each_tensor(model, [&](const std::string&, Tensor& tensor, const dpt::TensorInfo&) {
+    if (tensor.is_floating_point()) tensor = tensor.detach().to(dtype);
+  });
+  return model;
+}
+
+void expect_exact(const dpt::Config& config, const runtime::Rewrites& rewrites) {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(0);
+  const dpt::Model model = runtime_test::random_model(config, at::kDouble);
+  const runtime::Network network =
+      runtime::prepare(runtime::rewrite(model, rewrites), at::kCPU, at::kDouble);
+  for (const auto& [height, width] : runtime_test::sizes(config)) {
+    const Tensor images = torch::randn({2, 3, height, width}, at::kDouble);
+    EXPECT_LT(error(evaluated(network, images), model(images)), 1e-10);
+  }
+}
+
+TEST(Evaluate, IsTheModelInDouble) {
+  for (const dpt::Config& config : runtime_test::family()) expect_exact(config, {});
+}
+
+TEST(Evaluate, IsTheModelWithoutEachRewrite) {
+  runtime::Rewrites none;
+  none.for_each([](const char*, bool& on) { on = false; });
+  for (const dpt::Config& config : runtime_test::family()) expect_exact(config, none);
+  for (bool runtime::Rewrites::* one :
+       {&runtime::Rewrites::fold_project, &runtime::Rewrites::fold_level_project,
+        &runtime::Rewrites::phases, &runtime::Rewrites::products_first}) {
+    runtime::Rewrites rewrites;
+    rewrites.*one = false;
+    for (const dpt::Config& config : runtime_test::transformers()) expect_exact(config, rewrites);
+  }
+}
+
+TEST(Evaluate, HalfTypesAreAsNearAsTheModelIn) {
+  const torch::NoGradGuard no_grad;
+  for (const dpt::Config& config : runtime_test::family()) {
+    torch::manual_seed(0);
+    const dpt::Model model = runtime_test::random_model(config, at::kFloat);
+    const Tensor images = torch::randn({2, 3, 64, 96});
+    const dpt::Output want = cast(model, at::kDouble)(images.to(at::kDouble));
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      const auto network = runtime::prepare(runtime::rewrite(model), at::kCPU, dtype);
+      const dpt::Output got = evaluated(network, images);
+      const Tensor any = got.depth.defined() ? got.depth : got.logits;
+      EXPECT_EQ(any.scalar_type(), at::kFloat);
+      const double own = error(got, want),
+                   models = error(cast(model, dtype)(images.to(dtype)), want);
+      // Roundings fall elsewhere; the largest of their sums varies by about this much.
+      EXPECT_LT(own, 2 * models + 1e-5) << "model " << models << ", dtype " << dtype;
+    }
+  }
+}
+
+TEST(Evaluate, CacheOfASizeChangesNothing) {
+  for (const dpt::Config& config : runtime_test::family()) {
+    const auto network = runtime::prepare(
+        runtime::rewrite(runtime_test::random_model(config, at::kFloat)), at::kCPU, at::kFloat);
+    const Tensor images = torch::randn({1, 3, 64, 96});
+    runtime::SizeCache cache;
+    const dpt::Output first = runtime::evaluate(network, cache, images);
+    const dpt::Output second = runtime::evaluate(network, cache, images);
+    for (Tensor dpt::Output::* map : {&dpt::Output::depth, &dpt::Output::logits}) {
+      if (!(first.*map).defined()) continue;
+      EXPECT_TRUE(torch::equal(first.*map, second.*map));
+    }
+  }
+}
+
+TEST(Evaluate, LeavesImagesAndNetworkAsTheyAre) {
+  runtime::Network network = runtime::prepare(
+      runtime::rewrite(runtime_test::random_model(runtime_test::small(), at::kFloat)), at::kCPU,
+      at::kFloat);
+  const Tensor images = torch::randn({2, 3, 64, 64}), before = images.clone();
+  std::vector<Tensor> copies;
+  runtime::for_each_tensor(network, [&](const std::string&, Tensor& tensor) {
+    copies.push_back(tensor.defined() ? tensor.clone() : tensor);
+  });
+  evaluated(network, images);
+  EXPECT_TRUE(torch::equal(images, before));
+  size_t i = 0;
+  runtime::for_each_tensor(network, [&](const std::string& name, Tensor& tensor) {
+    const Tensor& copy = copies[i++];
+    if (tensor.defined()) {
+      EXPECT_TRUE(torch::equal(tensor, copy)) << name;
+    }
+  });
+}
+
+}  // namespace
