@@ -145,9 +145,10 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
 using Metadata = std::map<std::string, std::string>;
 
 dpt::FrozenModel freeze(const std::string& config, const std::map<std::string, Tensor>& tensors,
-                        at::ScalarType dtype, const std::vector<Tensor>& calibration, int threads,
-                        const std::vector<std::string>& without) {
-  dpt::FreezeOptions options{.dtype = dtype, .calibration = calibration, .threads = threads};
+                        at::ScalarType dtype, const std::vector<Tensor>& calibration,
+                        at::Device device, int threads, const std::vector<std::string>& without) {
+  dpt::FreezeOptions options{
+      .dtype = dtype, .calibration = calibration, .threads = threads, .device = device};
   for (const std::string& left_out : without) {
     bool found = false;
     options.rewrites.for_each([&](const char* name, bool& on) {
@@ -243,6 +244,9 @@ PYBIND11_MODULE(_C, m) {
       "fallbacks", +[](const dpt::FrozenModel& model) { return model.fallbacks(); },
       "Layers that stayed float32, the worst in int8 first.");
   method(
+      "device", +[](const dpt::FrozenModel& model) { return model.options().device; },
+      "Where it predicts.");
+  method(
       "metadata", +[](const dpt::FrozenModel& model) { return model.metadata(); },
       "What was saved beside the tensors.");
   method(
@@ -252,8 +256,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("path"), py::arg("metadata"), "Writes a file.");
   def("freeze", &freeze, py::arg("config"), py::arg("tensors"), py::arg("dtype"),
-      py::arg("calibration"), py::arg("threads"), py::arg("without"),
+      py::arg("calibration"), py::arg("device"), py::arg("threads"), py::arg("without"),
       "The model with its tensors folded and packed.");
   def("load_frozen", &dpt::FrozenModel::load, py::arg("path"), py::arg("threads"),
-      "Reads a file that FrozenModel.save wrote.");
+      py::arg("device"), "Reads a file that FrozenModel.save wrote.");
 }

@@ -1,4 +1,4 @@
-"""Networks that are ready to predict, and only that: the CPU runtime."""
+"""Networks that are ready to predict, and only that: the CPU runtime, and its sister on CUDA."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ def as_threads(threads: int | None) -> int:
 
 
 class FrozenModel(Network):
-    """A network that `DPTModel.freeze` made ready to predict on a CPU, or that `load` read.
+    """A network that `DPTModel.freeze` made ready to predict, or that `load` read.
 
-    Many threads may call it at once. The same input gives the same bits, with any number of threads.
+    Many threads may call it at once. On a CPU the same input gives the same bits, with any number of threads. On a GPU
+    a call gives work to the current stream and does not wait for it; the first call with a shape of images captures a
+    CUDA graph, and the model keeps those of the last eight shapes.
 
     Attributes:
         config: The network's shape.
@@ -87,18 +89,27 @@ class FrozenModel(Network):
         """Layers that would have cost too much in int8 and are float32; the worst first, named as in the file."""
         return tuple(self._core.fallbacks())
 
+    @property
+    def device(self) -> torch.device:
+        """Where it predicts."""
+        return self._core.device()
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Self:
-        """Read a file that `save` wrote. Nothing in it is run.
+    def load(
+        cls, path: str | os.PathLike[str], *, threads: int | None = None, device: torch.device | str = "cpu"
+    ) -> Self:
+        """Read a file that `save` wrote, on any device. Nothing in it is run.
 
         Args:
             path: The file.
-            threads: How many threads one call takes. Default: `torch.get_num_threads()` at the call.
+            threads: How many threads one call takes on a CPU. Default: `torch.get_num_threads()` at the call.
+            device: Where it will predict, "cpu" or a CUDA device.
 
         Raises:
-            ValueError: if it is another file, a damaged one, or of another version of the format.
+            ValueError: if it is another file, a damaged one, or of another version of the format, or if there is no
+                such device.
         """
-        core = _C.load_frozen(os.fspath(path), as_threads(threads))
+        core = _C.load_frozen(os.fspath(path), as_threads(threads), torch.device(device))
         try:
             entries = {name: json.loads(core.metadata()[name]) for name in ("processor", "classes")}
             processor = ImageProcessor(**entries["processor"])
@@ -123,7 +134,7 @@ class FrozenModel(Network):
         """Predict for images.
 
         Args:
-            images: float32 [B, 3, H, W] on the CPU, as `DPTModel.forward` takes them.
+            images: float32 [B, 3, H, W] on its device, as `DPTModel.forward` takes them.
 
         Returns:
             DPTOutput in float32, with what `config` has heads for.

@@ -305,31 +305,36 @@ class DPTModel(Network, nn.Module):
         dtype: torch.dtype = torch.float32,
         *,
         calibration: Tensor | Sequence[ImageLike] | None = None,
+        device: torch.device | str = "cpu",
         threads: int | None = None,
         without: Sequence[str] = (),
     ) -> FrozenModel:
-        """Make the model ready to predict, and only that, on a CPU: several times as fast.
+        """Make the model ready to predict, and only that, on a CPU or a GPU.
 
         Its tensors are folded by exact rewrites and packed for this processor; later changes of the model do not reach
         the frozen one.
 
         Args:
-            dtype: Of the factors of products: float32, bfloat16, or int8 in the layers where it pays and does little
-                harm, and float32 in the others (`FrozenModel.fallbacks`). What `predict` returns is float32.
+            dtype: Of the factors of products: float32, bfloat16, on a GPU also float16, on a CPU also int8 in the layers
+                where it pays and does little harm, with float32 in the others (`FrozenModel.fallbacks`). What it returns
+                is float32. On a GPU maps are of this type, too, and float32 follows PyTorch's switches of TF32.
             calibration: For int8, and only for it: photographs like those to predict for, eight, say. On them the mean
                 error of int8 against float32 is at most 0.5 % of an output's range; layers become float32 until it is.
                 A list of what `predict` takes, or float32 [N, 3, H, W] on the CPU, as `forward` takes them.
-            threads: How many threads one call takes. Default: `torch.get_num_threads()` at the call.
+            device: Where it will predict, "cpu" or a CUDA device, wherever the model is.
+            threads: How many threads one call takes on a CPU. Default: `torch.get_num_threads()` at the call.
             without: Rewrites to leave out, for measurements: "fold_project", "fold_level_project", "phases",
                 "products_first", "winograd" (docs/runtime.md).
 
         Raises:
-            ValueError: for another dtype, number of threads or rewrite, or if `calibration` is missing, not wanted, or
-                holds no images.
+            ValueError: for another dtype, device, number of threads or rewrite, if `calibration` is missing, not wanted
+                or holds no images, or if torchdpt was built without CUDA and `device` wants it.
         """
         tensors = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in self.state_dict().items()}
         images = calibration_images(calibration, self.processor)
-        core = _C.freeze(self.config.to_json(), tensors, dtype, images, as_threads(threads), list(without))
+        core = _C.freeze(
+            self.config.to_json(), tensors, dtype, images, torch.device(device), as_threads(threads), list(without)
+        )
         return FrozenModel(core, self.processor, self.classes)
 
     _in_eval_mode = 0  # how many threads want it

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+# What cuBLAS needs to be deterministic; it reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Helpers that assert: their failures show values as those of tests do.
 pytest.register_assert_rewrite("checkpoints", "loss_cases", "narrow", "parity", "reference", "reference_family")
 

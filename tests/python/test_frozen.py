@@ -330,8 +330,10 @@ def test_images_that_do_not_fit_are_refused(images: torch.Tensor, message: str) 
 
 def test_options_that_do_not_exist_are_refused() -> None:
     model = make_model(VIT)
-    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or int8, got Half"):
+    with pytest.raises(ValueError, match="or float16 on a CUDA device, got Half on cpu"):
         model.freeze(torch.float16)
+    with pytest.raises(ValueError, match="device must be cpu or cuda, got meta"):
+        model.freeze(device="meta")
     with pytest.raises(ValueError, match="there is no rewrite 'winogard'"):
         model.freeze(without=["winogard"])
     with pytest.raises(ValueError, match="threads must be an integer of at least 1, got 0"):

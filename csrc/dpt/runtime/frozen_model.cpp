@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
 #include <list>
 #include <mutex>
 #include <set>
@@ -14,6 +15,7 @@
 #include "dpt/io/safetensors.h"
 #include "dpt/ops/resize.h"
 #include "dpt/runtime/calibration.h"
+#include "dpt/runtime/cuda_runner.h"
 #include "dpt/runtime/run.h"
 
 namespace dpt {
@@ -42,17 +44,36 @@ Rewrites rewrites_of(const json::Value& value) {
   return rewrites;
 }
 
+constexpr std::array<std::pair<at::ScalarType, const char*>, 4> kDtypes{
+    {{at::kFloat, "float32"},
+     {at::kBFloat16, "bfloat16"},
+     {at::kHalf, "float16"},
+     {at::kChar, "int8"}}};
+
 const char* name_of(at::ScalarType dtype) {
-  return dtype == at::kFloat ? "float32" : dtype == at::kBFloat16 ? "bfloat16" : "int8";
+  for (const auto& [type, name] : kDtypes) {
+    if (type == dtype) return name;
+  }
+  TORCH_INTERNAL_ASSERT(false);
 }
 
 void check(const FreezeOptions& options) {
+  const at::Device device = options.device;
   const at::ScalarType dtype = options.dtype;
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kChar,
-                    "freeze: dtype must be float32, bfloat16 or int8, got ", dtype);
-  if (dtype != at::kChar) {
+  TORCH_CHECK_VALUE(device.is_cpu() || device.is_cuda(), "freeze: device must be cpu or cuda, got ",
+                    device);
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 ||
+                        (dtype == at::kChar && device.is_cpu()) ||
+                        (dtype == at::kHalf && device.is_cuda()),
+                    "freeze: dtype must be float32, bfloat16, int8 on a CPU, or float16 on a CUDA "
+                    "device, got ",
+                    dtype, " on ", device);
+}
+
+void check_calibration(const FreezeOptions& options) {
+  if (options.dtype != at::kChar) {
     TORCH_CHECK_VALUE(options.calibration.empty(), "freeze: calibration is for int8, and dtype is ",
-                      name_of(dtype), "; leave one of them out");
+                      name_of(options.dtype), "; leave one of them out");
     return;
   }
   TORCH_CHECK_VALUE(!options.calibration.empty(),
@@ -116,8 +137,9 @@ struct FrozenModel::State {
   FreezeOptions options;
   std::vector<std::string> fallbacks;
   std::map<std::string, std::string> metadata;
-  const Kernels& kernels = runtime::kernels(best_isa());
+  std::optional<CudaRunner> cuda;  // instead of all that follows
 
+  const Kernels& kernels = runtime::kernels(best_isa());
   std::mutex mutex;
   std::vector<std::unique_ptr<Arena>> arenas;  // that no call uses now
   struct Size {
@@ -129,9 +151,21 @@ struct FrozenModel::State {
   State(Network network, const FreezeOptions& options)
       : network(std::move(network)), options(options) {}
 
+  // Makes the network ready; `done` is told of each weight that is not needed any more.
+  void make_ready(const std::function<void(const Tensor&)>& done = {});
   std::shared_ptr<const Geometry> geometry_of(int64_t height, int64_t width);
   std::unique_ptr<Arena> arena();
 };
+
+void FrozenModel::State::make_ready(const std::function<void(const Tensor&)>& done) {
+  if (options.device.is_cpu()) return pack(network, kernels, done);
+  cuda.emplace(network, options.device, options.dtype);
+  options.device = cuda->device();
+  if (!done) return;
+  for_each_tensor(network, [&](const std::string&, Tensor& tensor) {
+    if (tensor.defined()) done(tensor);
+  });
+}
 
 std::shared_ptr<const Geometry> FrozenModel::State::geometry_of(int64_t height, int64_t width) {
   const std::lock_guard lock(mutex);
@@ -168,6 +202,7 @@ FrozenModel::FrozenModel(std::shared_ptr<State> state) : state_(std::move(state)
 
 FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
   check(options);
+  check_calibration(options);
   Model named = model;
   dpt::for_each_tensor(named, [](const std::string& name, Tensor& tensor, const TensorInfo&) {
     TORCH_CHECK_VALUE(
@@ -189,18 +224,25 @@ FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
     return;
   }
   set_precisions(state_->network, options.dtype, {});
-  pack(state_->network, state_->kernels);
+  state_->make_ready();
 }
 
 Output FrozenModel::operator()(const Tensor& images, Profile* profile) const {
   State& state = *state_;
-  TORCH_CHECK_VALUE(images.is_cpu(), "frozen model: images must be on the CPU, got ",
-                    images.device());
+  const at::Device device = state.options.device;
+  TORCH_CHECK_VALUE(images.device() == device, "frozen model: images must be on ",
+                    device.is_cpu() ? "the CPU" : device.str(), ", got ", images.device(),
+                    "; convert them with images.to()");
   const Network& network = state.network;
   TORCH_CHECK_VALUE(images.scalar_type() == at::kFloat,
                     "frozen model: images must have the dtype of the model, Float, got ",
                     images.scalar_type(), "; convert them with images.to()");
   check_image(images, network.transformer ? network.config.patch_size : 32, at::kFloat);
+  if (state.cuda) {
+    TORCH_CHECK_VALUE(profile == nullptr, "profile: a model on the CPU is wanted, got one on ",
+                      device, "; torch.profiler times kernels of a GPU");
+    return (*state.cuda)(images);
+  }
   const int64_t height = images.size(2), width = images.size(3);
   const at::NoGradGuard no_grad;
   const auto geometry = state.geometry_of(height, width);
@@ -242,7 +284,7 @@ void FrozenModel::save(const std::string& path,
   write_safetensors(path, tensors, all);
 }
 
-FrozenModel FrozenModel::load(const std::string& path, int threads) {
+FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device device) {
   Safetensors file = read_safetensors(path);
   const auto entry = [&](const char* name) {
     const auto found = file.metadata.find(name);
@@ -253,12 +295,13 @@ FrozenModel FrozenModel::load(const std::string& path, int threads) {
   TORCH_CHECK_VALUE(entry("format_version") == std::to_string(kFormatVersion), "load: '", path,
                     "' has format_version ", entry("format_version"), ", and this library reads ",
                     kFormatVersion, "; freeze the model anew");
-  FreezeOptions options{.threads = threads};
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kChar}) {
-    if (entry("dtype") == name_of(dtype)) options.dtype = dtype;
+  FreezeOptions options{.threads = threads, .device = device};
+  for (const auto& [dtype, name] : kDtypes) {
+    if (entry("dtype") == name) options.dtype = dtype;
   }
   TORCH_CHECK_VALUE(entry("dtype") == name_of(options.dtype), "load: '", path, "' has dtype ",
-                    entry("dtype"), "; wanted float32, bfloat16 or int8");
+                    entry("dtype"), "; wanted float32, bfloat16, float16 or int8");
+  check(options);
   std::vector<std::string> int8, fallbacks;
   try {
     options.rewrites = rewrites_of(json::parse(entry("rewrites")));
@@ -298,7 +341,7 @@ FrozenModel FrozenModel::load(const std::string& path, int threads) {
   TORCH_CHECK_VALUE(set_precisions(state->network, options.dtype, {int8.begin(), int8.end()}),
                     "load: '", path, "': int8 names layers that its config does not have");
   state->fallbacks = std::move(fallbacks);
-  pack(state->network, state->kernels, drop_pages);
+  state->make_ready(drop_pages);
   return FrozenModel(std::move(state));
 }
 

@@ -1,4 +1,5 @@
-// csrc/dpt/runtime/frozen_model.h -- a network made ready to predict, and only that, on a CPU.
+// csrc/dpt/runtime/frozen_model.h -- a network made ready to predict, and only that, on a CPU
+// or a GPU.
 #pragma once
 
 #include <map>
@@ -11,30 +12,34 @@
 namespace dpt {
 
 struct DPT_API FreezeOptions {
-  // Of the factors of products: float32, bfloat16 (whose sums are float32, too), or int8 where that
-  // pays and the calibration images allow (runtime/calibration.h), float32 elsewhere.
+  // Of the factors of products: float32 or bfloat16 (whose sums are float32, too). On a CPU also
+  // int8 where that pays and the calibration images allow (runtime/calibration.h), float32
+  // elsewhere; on a GPU also float16, and there maps are of this type, too.
   at::ScalarType dtype = at::kFloat;
   // For int8, and only for it: images as the model will see, each tensor float32 [N, 3, H, W] on
   // the CPU, normalised as in training.
   std::vector<Tensor> calibration{};
-  // How many threads one call takes; 0: at::get_num_threads() at the call.
+  // How many threads one call takes on a CPU; 0: at::get_num_threads() at the call.
   int threads = 0;
+  // Where it predicts: the CPU, or a CUDA device.
+  at::Device device = at::kCPU;
   // What of the rewrites is left out, for measurements.
   runtime::Rewrites rewrites{};
 };
 
 // Calls from several threads at once are independent of each other, and each gives the same bits
-// as one alone, with any number of threads.
+// as one alone, with any number of threads. On a GPU a call only gives work to the current stream;
+// the first one of a shape of images captures a CUDA graph, which the later ones replay.
 class DPT_API FrozenModel {
  public:
   // Folds and packs the tensors of a model on the CPU, which is not needed any more afterwards.
-  // Throws (ValueError in Python) for another dtype, tensors on another device, or int8 without
-  // calibration images.
+  // Throws (ValueError in Python) for another dtype or device, tensors on another device, or int8
+  // without calibration images.
   explicit FrozenModel(const Model& model, const FreezeOptions& options = {});
 
-  // images: float32 [B, 3, H, W] on the CPU, normalised as in training; H and W as `Model` wants
-  // them. Depth is float32 [B, H, W], logits are [B, K, H, W] with channels next to each other.
-  // Where `profile` is one, the times of the parts are added to it.
+  // images: float32 [B, 3, H, W] on the model's device, normalised as in training; H and W as
+  // `Model` wants them. Depth is float32 [B, H, W], logits are [B, K, H, W] with channels next to
+  // each other. Where `profile` is one, the times of the parts are added to it (on a CPU).
   Output operator()(const Tensor& images, runtime::Profile* profile = nullptr) const;
 
   const Config& config() const;
@@ -47,9 +52,9 @@ class DPT_API FrozenModel {
   // int8 the precision of each layer, and what the caller adds. Written to a temporary name first.
   void save(const std::string& path, const std::map<std::string, std::string>& metadata = {}) const;
 
-  // Reads such a file; tensors are packed one by one. Throws (ValueError in Python) for another
-  // file, another format_version, or tensors that do not fit the config.
-  static FrozenModel load(const std::string& path, int threads = 0);
+  // Reads such a file, wherever it was made; tensors are packed one by one. Throws (ValueError in
+  // Python) for another file, another format_version, or tensors that do not fit the config.
+  static FrozenModel load(const std::string& path, int threads = 0, at::Device device = at::kCPU);
 
   // What the caller of `save` added.
   const std::map<std::string, std::string>& metadata() const;

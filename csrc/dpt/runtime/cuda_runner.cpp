@@ -1,0 +1,179 @@
+#include "dpt/runtime/cuda_runner.h"
+
+#ifdef DPT_WITH_CUDA
+#include <ATen/core/grad_mode.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/core/Event.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <list>
+#include <mutex>
+
+#include "dpt/runtime/evaluate.h"
+#endif
+
+namespace dpt::runtime {
+
+#ifdef DPT_WITH_CUDA
+
+namespace {
+
+constexpr size_t kGraphs = 8;  // shapes of images that are remembered
+// The first pass finds cuDNN's algorithms and fills the cache of the size; the second is as those
+// that are captured.
+constexpr int kWarmUps = 2;
+
+using c10::cuda::CUDAStream;
+
+// What is kept is written to again, which tensors of inference mode do not allow outside of it.
+struct PlainTensors {
+  c10::InferenceMode normal{false};
+  at::NoGradGuard no_grad;
+};
+
+Output copy_of(const Output& output) {
+  Output copy;
+  if (output.depth.defined()) copy.depth = output.depth.clone();
+  if (output.logits.defined()) copy.logits = output.logits.clone();
+  return copy;
+}
+
+}  // namespace
+
+struct CudaRunner::State {
+  // A shape of images with its graph, whose memory holds the output.
+  struct Shape {
+    SizeCache cache;
+    Tensor images;
+    Output output;
+    at::cuda::CUDAGraph graph;
+  };
+
+  Network network;
+  at::Device device;
+  CUDAStream side;  // for warm-up and capture
+  std::mutex mutex;
+  c10::Event last{c10::DeviceType::CUDA};    // behind the last call's work
+  std::list<std::unique_ptr<Shape>> shapes;  // the last one used first
+
+  State(const Network& network, at::Device device, at::ScalarType dtype)
+      : network(prepare(network, device, dtype)),
+        device(device),
+        side(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+
+  // Graphs may still run.
+  ~State() {
+    const c10::cuda::OptionalCUDAGuard guard(device);
+    C10_CUDA_IGNORE_ERROR(cudaDeviceSynchronize());
+  }
+
+  Shape& shape_of(const Tensor& images);
+  std::unique_ptr<Shape> captured(const Tensor& images);
+};
+
+// With the lock held.
+CudaRunner::State::Shape& CudaRunner::State::shape_of(const Tensor& images) {
+  for (auto it = shapes.begin(); it != shapes.end(); ++it) {
+    if ((*it)->images.sizes() == images.sizes()) {
+      shapes.splice(shapes.begin(), shapes, it);
+      return *shapes.front();
+    }
+  }
+  if (shapes.size() == kGraphs) {
+    last.synchronize();  // it may be the graph that runs
+    shapes.pop_back();
+  }
+  shapes.push_front(captured(images));
+  return *shapes.front();
+}
+
+std::unique_ptr<CudaRunner::State::Shape> CudaRunner::State::captured(const Tensor& images) {
+  auto shape = std::make_unique<Shape>();
+  const CUDAStream current = c10::cuda::getCurrentCUDAStream(device.index());
+  shape->images = at::empty(images.sizes(), images.options(), at::MemoryFormat::Contiguous);
+  shape->images.copy_(images);
+  C10_CUDA_CHECK(cudaStreamSynchronize(current));
+  const c10::cuda::CUDAStreamGuard guard(side);
+  for (int i = 0; i < kWarmUps; ++i) evaluate(network, shape->cache, shape->images);
+  C10_CUDA_CHECK(cudaStreamSynchronize(side));
+  // Other threads may allocate meanwhile.
+  shape->graph.capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
+  try {
+    shape->output = evaluate(network, shape->cache, shape->images);
+  } catch (...) {
+    // The stream must not stay in capture; what went wrong first is what the caller hears of.
+    try {
+      shape->graph.capture_end();
+    } catch (...) {
+    }
+    throw;
+  }
+  shape->graph.capture_end();
+  return shape;
+}
+
+CudaRunner::CudaRunner(const Network& network, at::Device device, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(at::globalContext().hasCUDA() && c10::cuda::device_count() > 0,
+                    "freeze: device ", device,
+                    " was asked for, and torch sees no GPU; "
+                    "see `nvidia-smi`, or freeze for the CPU");
+  const auto index = device.has_index() ? device.index() : c10::cuda::current_device();
+  TORCH_CHECK_VALUE(index < c10::cuda::device_count(), "freeze: device ", device,
+                    " was asked for, and torch sees ", c10::cuda::device_count(),
+                    " GPUs, counted from 0");
+  const PlainTensors plain;
+  const at::Device placed(at::kCUDA, index);
+  const c10::cuda::CUDAGuard guard(placed);
+  state_ = std::make_unique<State>(network, placed, dtype);
+}
+
+CudaRunner::~CudaRunner() = default;
+
+at::Device CudaRunner::device() const { return state_->device; }
+
+Output CudaRunner::operator()(const Tensor& images) {
+  State& state = *state_;
+  const PlainTensors plain;
+  const c10::cuda::CUDAGuard guard(state.device);
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None ||
+      images.numel() == 0) {
+    SizeCache cache;
+    return evaluate(state.network, cache, images.contiguous());
+  }
+  const std::lock_guard lock(state.mutex);
+  State::Shape& shape = state.shape_of(images);
+  const CUDAStream current = c10::cuda::getCurrentCUDAStream(state.device.index());
+  // All graphs share cuBLAS's workspace, and calls with one shape its images and output.
+  if (state.last.was_marked_for_recording()) state.last.block(current);
+  shape.images.copy_(images, /*non_blocking=*/true);
+  shape.graph.replay();
+  Output output = copy_of(shape.output);
+  state.last.record(current);
+  return output;
+}
+
+#else
+
+struct CudaRunner::State {};
+
+CudaRunner::CudaRunner(const Network& /*network*/, at::Device device, at::ScalarType /*dtype*/) {
+  TORCH_CHECK_VALUE(
+      false, "freeze: this build has no CUDA, and device ", device,
+      " was asked for. Install a CUDA build of torch (https://pytorch.org/get-started) "
+      "and a CUDA toolkit, then build torchdpt there: "
+      "pip install --no-build-isolation .");
+}
+
+CudaRunner::~CudaRunner() = default;
+
+at::Device CudaRunner::device() const { return at::kCUDA; }
+
+Output CudaRunner::operator()(const Tensor& /*images*/) { return {}; }
+
+#endif
+
+}  // namespace dpt::runtime
