@@ -58,7 +58,8 @@ dynamic=$(readelf -dW "$library")
 num_files=$(find csrc/dpt -name '*.cu' | wc -l)
 num_compiled=$(grep -c "sm_$arch" <<<"$code" || true)
 ((num_compiled == num_files)) || fail "$num_files .cu files, but sm_$arch code of $num_compiled in $library"
-for symbol in 'dpt::upsample::launch(' 'dpt::upsample::launch_gather(' 'U at::cuda::CUDAGraph::replay()'; do
+for symbol in 'dpt::upsample::launch(' 'dpt::upsample::launch_gather(' 'dpt::norm::launch_add_layer_norm(' \
+  'U at::cuda::CUDAGraph::replay()'; do
   grep -qF "$symbol" <<<"$symbols" || fail "$symbol is not in $library"
 done
 grep -q 'NEEDED.*libtorch_cuda.so' <<<"$dynamic" || fail "$library does not need libtorch_cuda.so"

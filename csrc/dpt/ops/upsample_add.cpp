@@ -18,6 +18,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "dpt/ops/cuda_dtype.h"
 #include "dpt/ops/upsample_add_cuda.h"
 #endif
 
@@ -145,19 +146,6 @@ Tensor upsample_add_cpu(const Tensor& x, const Tensor& skip) {
 }
 
 #ifdef DPT_WITH_CUDA
-upsample::Dtype cuda_dtype(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return upsample::Dtype::kFloat;
-    case at::kDouble:
-      return upsample::Dtype::kDouble;
-    case at::kHalf:
-      return upsample::Dtype::kHalf;
-    default:
-      return upsample::Dtype::kBFloat16;
-  }
-}
-
 Tensor upsample_add_cuda(const Tensor& x, const Tensor& skip) {
   check(x, skip);
   const c10::cuda::CUDAGuard guard(x.device());

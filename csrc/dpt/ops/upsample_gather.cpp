@@ -13,6 +13,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "dpt/ops/cuda_dtype.h"
 #include "dpt/ops/upsample_gather_cuda.h"
 #endif
 
@@ -136,19 +137,6 @@ Tensor gather_dot_cpu(const Tensor& products, const Optional& bias, const Option
 // --- CUDA ---
 
 #ifdef DPT_WITH_CUDA
-upsample::Dtype cuda_dtype(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return upsample::Dtype::kFloat;
-    case at::kDouble:
-      return upsample::Dtype::kDouble;
-    case at::kHalf:
-      return upsample::Dtype::kHalf;
-    default:
-      return upsample::Dtype::kBFloat16;
-  }
-}
-
 upsample::GatherLaunch launch_of(const Gathering& g, const Tensor& in, const Optional& bias,
                                  const Optional& border, const Tensor& out) {
   return {.dtype = cuda_dtype(in.scalar_type()),

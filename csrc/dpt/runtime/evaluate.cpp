@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "dpt/ops/add_layer_norm.h"
 #include "dpt/ops/autocast.h"
 #include "dpt/ops/resize.h"
 #include "dpt/ops/upsample_add.h"
@@ -248,11 +249,10 @@ struct Evaluation {
     return tokens;
   }
 
-  // A block, in place.
-  static void transform(const Block& block, int64_t heads, double eps, Tensor& x) {
-    const int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
-    const auto normed = [&] { return at::layer_norm(x, {width}, {}, {}, eps); };
-    const auto qkv = linear(block.qkv, normed())
+  // What attention adds to the tokens, from the normalised ones.
+  static Tensor attention(const Block& block, int64_t heads, const Tensor& normed) {
+    const int64_t batch = normed.size(0), tokens = normed.size(1), width = normed.size(2);
+    const auto qkv = linear(block.qkv, normed)
                          .view({batch, tokens, 3, heads, width / heads})
                          .permute({2, 0, 3, 1, 4})
                          .unbind(0);
@@ -260,9 +260,12 @@ struct Evaluation {
     const Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], /*attn_mask=*/{},
                                                           /*dropout_p=*/0, /*is_causal=*/false,
                                                           /*scale=*/1.0);
-    x.add_(linear(block.proj, mixed.transpose(1, 2).reshape({batch, tokens, width})));
-    Tensor hidden = linear(block.fc1, normed());
-    x.add_(linear(block.fc2, at::gelu_(hidden)));
+    return linear(block.proj, mixed.transpose(1, 2).reshape({batch, tokens, width}));
+  }
+
+  static Tensor perceptron(const Block& block, const Tensor& normed) {
+    Tensor hidden = linear(block.fc1, normed);
+    return linear(block.fc2, at::gelu_(hidden));
   }
 
   // --- decoder ---
@@ -381,11 +384,14 @@ struct Evaluation {
       const int64_t h = images.size(2) / network.config.patch_size,
                     w = images.size(3) / network.config.patch_size;
       const int64_t prefix = transformer->prefix.size(0);
-      Tensor x = embed(*transformer, taps.empty() ? images : taps.back(), h, w);
+      const Tensor x = embed(*transformer, taps.empty() ? images : taps.back(), h, w);
+      Tensor normed = at::layer_norm(x, {x.size(2)}, {}, {}, transformer->eps);
       size_t next = 0;
-      for (size_t i = maps.size() - transformer->taps.size(), block = 0; i < maps.size(); ++block) {
-        transform(transformer->blocks[block], transformer->heads, transformer->eps, x);
-        if (static_cast<int64_t>(block) == transformer->taps[next]) {
+      for (size_t i = maps.size() - transformer->taps.size(), n = 0; i < maps.size(); ++n) {
+        const Block& block = transformer->blocks[n];
+        normed = add_layer_norm(x, attention(block, transformer->heads, normed), transformer->eps);
+        normed = add_layer_norm(x, perceptron(block, normed), transformer->eps);
+        if (static_cast<int64_t>(n) == transformer->taps[next]) {
           maps[i] = reassemble(network.levels[i], x, prefix, h, w);
           ++i;
           ++next;
