@@ -3,20 +3,20 @@
 # came out. Needs nvcc 13.0, cmake, ninja and pip; the wheel (about 530 MB) is kept in DPT_CACHE.
 #
 #   DPT_CACHE      where the wheel and the build live        (.cache)
-#   DPT_CUDA_ARCH  architecture to compile for               (90)
+#   DPT_CUDA_ARCH  architectures to compile for              (80 90)
 #   CUDA_HOME      toolkit                                   (/usr/local/cuda)
 #   PYTHON         Python whose version the wheel is for     (python3)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 torch_version=2.11.0
-arch=${DPT_CUDA_ARCH:-90}
+archs=${DPT_CUDA_ARCH:-80 90}
 cache=$(mkdir -p "${DPT_CACHE:-.cache}" && cd "${DPT_CACHE:-.cache}" && pwd)
 python=${PYTHON:-python3}
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 export PATH="$CUDA_HOME/bin:$PATH"
 torch="$cache/torch-$torch_version"
-build="$cache/cuda-build-sm$arch"
+build="$cache/cuda-build-sm${archs// /-}"
 
 fail() { echo "cuda lane: FAILED: $*" >&2; exit 1; }
 step() { echo "cuda lane: [${SECONDS} s] $*"; }
@@ -31,11 +31,12 @@ if [[ ! -f $torch/complete ]]; then
 fi
 
 # libtorch asks for nvrtc, which we do not use and a small toolkit does not have: any library stands in for it.
-step "configure for sm_$arch"
+step "configure for sm $archs"
 cmake -S . -B "$build" -G Ninja --fresh -Wno-dev \
   -DDPT_CUDA=ON -DDPT_PYTHON=OFF -DDPT_WERROR=ON \
   -DCMAKE_PREFIX_PATH="$torch/torch/share/cmake" \
-  -DCMAKE_CUDA_ARCHITECTURES="$arch" -DTORCH_CUDA_ARCH_LIST="${arch:0:-1}.${arch: -1}" \
+  -DCMAKE_CUDA_ARCHITECTURES="${archs// /;}" \
+  -DTORCH_CUDA_ARCH_LIST="$(for arch in $archs; do printf '%s.%s;' "${arch:0:-1}" "${arch: -1}"; done)" \
   -DCUDA_TOOLKIT_ROOT_DIR="$CUDA_HOME" \
   -DCUDA_nvrtc_LIBRARY="$CUDA_HOME/lib64/libcudart.so" >"$cache/cuda-configure.log" 2>&1 ||
   { tail -n 40 "$cache/cuda-configure.log" >&2; fail "configure"; }
@@ -56,8 +57,10 @@ code=$(cuobjdump --list-elf "$library")
 symbols=$(nm -C "$library")
 dynamic=$(readelf -dW "$library")
 num_files=$(find csrc/dpt -name '*.cu' | wc -l)
-num_compiled=$(grep -c "sm_$arch" <<<"$code" || true)
-((num_compiled == num_files)) || fail "$num_files .cu files, but sm_$arch code of $num_compiled in $library"
+for arch in $archs; do
+  num_compiled=$(grep -c "sm_$arch" <<<"$code" || true)
+  ((num_compiled == num_files)) || fail "$num_files .cu files, but sm_$arch code of $num_compiled in $library"
+done
 for symbol in 'dpt::upsample::launch(' 'dpt::upsample::launch_gather(' 'dpt::norm::launch_add_layer_norm(' \
   'U at::cuda::CUDAGraph::replay()'; do
   grep -qF "$symbol" <<<"$symbols" || fail "$symbol is not in $library"
@@ -66,4 +69,4 @@ grep -q 'NEEDED.*libtorch_cuda.so' <<<"$dynamic" || fail "$library does not need
 grep -q 'NEEDED.*libc10_cuda.so' <<<"$dynamic" || fail "$library does not need libc10_cuda.so"
 if grep -q 'NEEDED.*libgomp' <<<"$dynamic"; then fail "$library brings a second libgomp"; fi
 
-step "OK: libdpt.so has sm_$arch kernels and links against torch $torch_version (CUDA)"
+step "OK: libdpt.so has kernels for sm $archs and links against torch $torch_version (CUDA)"

@@ -65,10 +65,16 @@ struct CudaRunner::State {
         device(device),
         side(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
 
-  // Graphs may still run.
   ~State() {
-    const c10::cuda::OptionalCUDAGuard guard(device);
-    C10_CUDA_IGNORE_ERROR(cudaDeviceSynchronize());
+    try {
+      wait();
+    } catch (...) {  // CUDA is gone already at the end of a process
+    }
+  }
+
+  // For all graphs that were started.
+  void wait() {
+    if (last.was_marked_for_recording()) last.synchronize();
   }
 
   Shape& shape_of(const Tensor& images);
@@ -83,10 +89,8 @@ CudaRunner::State::Shape& CudaRunner::State::shape_of(const Tensor& images) {
       return *shapes.front();
     }
   }
-  if (shapes.size() == kGraphs) {
-    last.synchronize();  // it may be the graph that runs
-    shapes.pop_back();
-  }
+  wait();  // the warm-up uses the workspace of the graphs, and one of them may go
+  if (shapes.size() == kGraphs) shapes.pop_back();
   shapes.push_front(captured(images));
   return *shapes.front();
 }
@@ -129,6 +133,8 @@ CudaRunner::CudaRunner(const Network& network, at::Device device, at::ScalarType
   const at::Device placed(at::kCUDA, index);
   const c10::cuda::CUDAGuard guard(placed);
   state_ = std::make_unique<State>(network, placed, dtype);
+  // Calls may be on other streams.
+  C10_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream(index)));
 }
 
 CudaRunner::~CudaRunner() = default;
@@ -139,8 +145,14 @@ Output CudaRunner::operator()(const Tensor& images) {
   State& state = *state_;
   const PlainTensors plain;
   const c10::cuda::CUDAGuard guard(state.device);
-  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None ||
-      images.numel() == 0) {
+  if (images.size(0) == 0) {  // not every kernel takes it
+    Output one = (*this)(at::zeros({1, 3, images.size(2), images.size(3)}, images.options()));
+    for (Tensor* map : {&one.depth, &one.logits}) {
+      if (map->defined()) *map = map->slice(0, 0, 0);
+    }
+    return one;
+  }
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
     SizeCache cache;
     return evaluate(state.network, cache, images.contiguous());
   }
