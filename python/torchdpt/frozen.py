@@ -75,11 +75,6 @@ class FrozenModel(Network):
         self.classes = classes
 
     @property
-    def device(self) -> torch.device:
-        """Where it runs: the CPU."""
-        return torch.device("cpu")
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of the factors of products; results are float32."""
         return self._core.dtype()
