@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the file")
 
     def add_frozen(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--frozen", action="store_true", help="make the network ready for this CPU first: faster")
+        sub.add_argument("--frozen", action="store_true", help="make the network ready to predict first: faster")
 
     sub = command(
         "predict",

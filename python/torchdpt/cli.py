@@ -20,9 +20,9 @@ from torchdpt.checkpoint import SHIPPED, is_frozen
 
 if TYPE_CHECKING:
     from torchdpt.model import DPTModel
-    from torchdpt.predict import Network
     from torchdpt.prediction import Prediction
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of --dtype
 # Format -> what is appended to the name of the photograph.
 FORMATS = {
     "color": "_color.png",
@@ -62,10 +62,8 @@ def hub_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("revision", "cache_dir", "local_files_only")}
 
 
-def load_model(args: argparse.Namespace, device: str | None = None, dtype: str | None = None) -> DPTModel:
-    """The checkpoint `args.model`, or a preset with random weights."""
-    name: str = args.model
-    kind = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+def place_of(device: str | None) -> torch.device:
+    """The device that --device asks for; without it a GPU if there is one."""
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -76,6 +74,13 @@ def load_model(args: argparse.Namespace, device: str | None = None, dtype: str |
         raise ValueError("--device cuda: this torch sees no GPU; `torchdpt doctor` says more")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {device}: this torch sees {torch.cuda.device_count()} GPUs, counted from 0")
+    return place
+
+
+def load_model(args: argparse.Namespace, device: str | None = None, dtype: str | None = None) -> DPTModel:
+    """The checkpoint `args.model`, or a preset with random weights."""
+    name: str = args.model
+    place, kind = place_of(device), None if dtype is None else DTYPES[dtype]
     if is_preset(name):
         say(f"{name} is a preset, with RANDOM weights: the pictures show that the pipeline runs; they are not depth.")
         torch.manual_seed(0)
@@ -83,23 +88,16 @@ def load_model(args: argparse.Namespace, device: str | None = None, dtype: str |
     return torchdpt.DPTModel.from_pretrained(name, device=place, dtype=kind, **hub_options(args))
 
 
-def frozen_model(args: argparse.Namespace) -> torchdpt.FrozenModel:
-    """The same, ready to predict on a CPU; --dtype is then that of products."""
-    if args.device not in (None, "cpu"):
-        raise ValueError(f"--frozen is for the CPU, got --device {args.device}; leave one of them out")
-    dtype = {None: torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}.get(args.dtype)
-    if dtype is None:
-        raise ValueError(f"--frozen: --dtype must be float32 or bfloat16, got {args.dtype}")
-    return load_model(args, "cpu").freeze(dtype)
-
-
-def load_network(args: argparse.Namespace) -> Network:
-    """The checkpoint `args.model`, frozen with --frozen, or a file of a frozen model."""
-    if not is_frozen(args.model):
-        return frozen_model(args) if args.frozen else load_model(args, args.device, args.dtype)
-    if args.device not in (None, "cpu") or args.dtype is not None:
-        raise ValueError(f"{args.model} is a frozen model, for the CPU and of its own --dtype; leave out both options")
-    return torchdpt.FrozenModel.load(args.model)
+def load_network(args: argparse.Namespace) -> DPTModel | torchdpt.FrozenModel:
+    """The checkpoint `args.model`, with --frozen ready to predict, or a file of a frozen model."""
+    if is_frozen(args.model):
+        if args.dtype is not None:
+            raise ValueError(f"{args.model} is a frozen model and has its own --dtype; leave the option out")
+        return torchdpt.FrozenModel.load(args.model, device=place_of(args.device))
+    if not args.frozen:
+        return load_model(args, args.device, args.dtype)
+    place = place_of(args.device)
+    return load_model(args, "cpu").freeze(DTYPES[args.dtype or "float32"], device=place)
 
 
 def count_parameters(config: torchdpt.DPTConfig) -> int:

@@ -29,17 +29,21 @@ def time_stages(
 
     from torchdpt.predict import prediction_of
 
-    weight = torch.empty(0) if isinstance(model, FrozenModel) else next(model.parameters())
+    dtype = torch.float32 if isinstance(model, FrozenModel) else model.dtype
     times: dict[str, list[float]] = {name: [] for name in STAGES}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for run in tqdm(range(warm_up + runs), unit="run", disable=not progress):
             marks = [time.perf_counter()]
             image = torchdpt.load_image(data)
             marks.append(time.perf_counter())
-            x = model.processor(image)[None].to(weight.device, weight.dtype)
+            x = model.processor(image)[None].to(model.device, dtype)
             marks.append(time.perf_counter())
-            output, parts = model.profile(x) if isinstance(model, FrozenModel) else (model(x), {})
-            if weight.is_cuda:
+            parts: dict[str, float] = {}
+            if isinstance(model, FrozenModel) and model.device.type == "cpu":
+                output, parts = model.profile(x)
+            else:
+                output = model._run(x)
+            if x.is_cuda:
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
             prediction_of(model, output, 0, image).save(Path(folder) / "result.png")
@@ -66,12 +70,7 @@ def synthetic_photograph(height: int, width: int) -> bytes:
 
 
 def bench(args: argparse.Namespace) -> int:
-    model = cli.frozen_model(args) if args.frozen else cli.load_model(args, args.device, args.dtype)
-    if isinstance(model, FrozenModel):
-        device, dtype = "cpu, frozen", model.dtype
-    else:
-        weight = next(model.parameters())
-        device, dtype = str(weight.device), weight.dtype
+    model = cli.load_network(args)
     # Of the size that the network's input aims at: it then has this size, 384 x 384 for depth as published.
     data = Path(args.image).read_bytes() if args.image else synthetic_photograph(*model.processor.size)
     try:
@@ -87,8 +86,8 @@ def bench(args: argparse.Namespace) -> int:
         "model": args.model,
         "image": f"{width} x {height}",
         "network input": f"{columns} x {rows}",
-        "device": device,
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": f"{model.device}, frozen" if isinstance(model, FrozenModel) else str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "runs": args.runs,
         **{

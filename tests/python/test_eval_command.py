@@ -97,7 +97,7 @@ def test_frozen_model_is_measured(checkpoint: str, tmp_path: Path, capsys: pytes
         )
     assert records[0]["runs"] == records[1]["runs"]
     assert run(str(file), "--frozen", "--dtype", "float32") == 2
-    assert "is a frozen model, for the CPU and of its own --dtype" in capsys.readouterr().err
+    assert "is a frozen model and has its own --dtype" in capsys.readouterr().err
 
 
 def test_several_input_sizes_give_a_curve(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
