@@ -54,7 +54,7 @@ def processor_of(checkpoint_path: str, config: DPTConfig) -> ImageProcessor:
     return ImageProcessor.from_folder(folder) if own else published_processor(config)
 
 
-class DPTModel(Network, nn.Module):
+class DPTModel(nn.Module, Network):  # in this order FSDP can give it another class
     """A Dense Prediction Transformer.
 
     `predict` goes from photographs to depth maps; calling the model goes from tensors to tensors. The four stages,
