@@ -150,10 +150,13 @@ using Multiply = void (*)(const Word* a, const Word* b, int64_t depth, bool accu
 
 template <class Product, int rows, int vectors>
 constexpr Multiply multiply_with() {
+  if constexpr (!Product::kTiles) {
+    return multiply<Product, rows, vectors>;
 #if defined(__AVX512F__)
-  if constexpr (Product::kTiles) return multiply_tiles<Product, rows, vectors>;
+  } else {
+    return multiply_tiles<Product, rows, vectors>;
 #endif
-  return multiply<Product, rows, vectors>;
+  }
 }
 
 // The kernel for the last rows and columns, too: the first `rows` of kRows, and half a panel if
