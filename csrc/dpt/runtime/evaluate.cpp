@@ -1,5 +1,6 @@
 #include "dpt/runtime/evaluate.h"
 
+#include <ATen/ceil_div.h>
 #include <ATen/core/grad_mode.h>
 
 #include <array>
@@ -125,15 +126,13 @@ struct Evaluation {
     return at::linear(x, product.weight.flatten(1), product.bias);
   }
 
-  static int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
   // What `border` says of each output pixel, and the bias, [1, n, out_height, out_width].
   Tensor border_of(const Product& product, int64_t height, int64_t width) {
     Tensor& map = cache.border[&product];
     if (map.defined()) return map;
     const auto options = product.border.options().dtype(at::kLong);
     const auto places = [&](int64_t size, int64_t kernel, int64_t before) {
-      const int64_t count = ceil_divide(size, product.stride);
+      const int64_t count = at::ceil_div(size, product.stride);
       const Tensor first = at::arange(count, options) * product.stride - before;
       return first.lt(0).to(at::kLong) + 2 * first.gt(size - kernel).to(at::kLong);
     };
@@ -152,12 +151,12 @@ struct Evaluation {
     if (kh == 1 && kw == 1 && stride == 1 && product.groups == 1 && !product.border.defined()) {
       return linear(product, x.permute({0, 2, 3, 1})).permute({0, 3, 1, 2});
     }
-    const int64_t below = (ceil_divide(height, stride) - 1) * stride + kh - product.above - height;
-    const int64_t right = (ceil_divide(width, stride) - 1) * stride + kw - product.left - width;
+    const int64_t below = (at::ceil_div(height, stride) - 1) * stride + kh - product.above - height;
+    const int64_t right = (at::ceil_div(width, stride) - 1) * stride + kw - product.left - width;
     // A convolution pads both sides alike; what it reads too much at the end makes no pixel.
     const auto fits = [&](int64_t size, int64_t kernel, int64_t before, int64_t behind) {
       return behind <= before &&
-             (size + 2 * before - kernel) / stride + 1 == ceil_divide(size, stride);
+             (size + 2 * before - kernel) / stride + 1 == at::ceil_div(size, stride);
     };
     std::array<int64_t, 2> padding{product.above, product.left};
     if (!fits(height, kh, product.above, below) || !fits(width, kw, product.left, right)) {

@@ -1,6 +1,8 @@
 // csrc/dpt/runtime/layers.h -- the layers of a packed network, on maps in an arena.
 #pragma once
 
+#include <ATen/ceil_div.h>
+
 #include <algorithm>
 
 #include "dpt/runtime/arena.h"
@@ -36,8 +38,6 @@ inline const float* pointer(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Layers {
   const Kernels& kernels;
   Arena& arena;
@@ -64,8 +64,8 @@ struct Layers {
     return {arena.floats(batch * height * width * channels), batch, height, width, channels};
   }
   Map map_for(const Product& product, const Map& in) {
-    return map(in.batch, ceil_divide(in.height, product.stride),
-               ceil_divide(in.width, product.stride), product.n());
+    return map(in.batch, at::ceil_div(in.height, product.stride),
+               at::ceil_div(in.width, product.stride), product.n());
   }
 
   // --- layers ---
@@ -75,7 +75,7 @@ struct Layers {
   const float* border(const Product& product, int64_t height, int64_t width) {
     if (!product.border.defined()) return nullptr;
     const auto reads_behind = [&](int64_t size, int64_t kernel, int64_t before) {
-      const int64_t last = (ceil_divide(size, product.stride) - 1) * product.stride;
+      const int64_t last = (at::ceil_div(size, product.stride) - 1) * product.stride;
       return last - before + kernel > size;
     };
     const bool below = reads_behind(height, product.weight.size(2), product.above);
@@ -108,8 +108,8 @@ struct Layers {
             .eps = fused.eps,
             .weights = packed.weights.empty() ? PackedMatrix{} : packed.weights[0],
             .batch = in.batch,
-            .out_height = ceil_divide(in.height, product.stride),
-            .out_width = ceil_divide(in.width, product.stride),
+            .out_height = at::ceil_div(in.height, product.stride),
+            .out_width = at::ceil_div(in.width, product.stride),
             .bias = fused.bias != nullptr ? fused.bias : pointer(product.bias),
             .activation = fused.activation,
             .add = fused.add != nullptr ? fused.add->data : nullptr,

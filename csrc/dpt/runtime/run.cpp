@@ -88,9 +88,9 @@ struct Runner : Layers {
 
   // The maps of all stages; they stay in the arena.
   std::vector<Map> stages(const Stages& stages, const Tensor& images) {
-    const int64_t batch = images.size(0), h = ceil_divide(images.size(2), 2),
-                  w = ceil_divide(images.size(3), 2), n = stages.stem.conv.n();
-    Map x = map(batch, ceil_divide(h, 2), ceil_divide(w, 2), n);
+    const int64_t batch = images.size(0), h = at::ceil_div(images.size(2), int64_t{2}),
+                  w = at::ceil_div(images.size(3), int64_t{2}), n = stages.stem.conv.n();
+    Map x = map(batch, at::ceil_div(h, int64_t{2}), at::ceil_div(w, int64_t{2}), n);
     {
       const Arena::Scope scope(arena);
       const Map stem = map(batch, h, w, n);
@@ -113,8 +113,8 @@ struct Runner : Layers {
     std::vector<Map> maps;
     for (const auto& stage : stages.stages) {
       for (const Bottleneck& block : stage) {
-        const Map out = map(batch, ceil_divide(x.height, block.conv2.conv.stride),
-                            ceil_divide(x.width, block.conv2.conv.stride), block.conv3.conv.n());
+        const Map out = map(batch, at::ceil_div(x.height, block.conv2.conv.stride),
+                            at::ceil_div(x.width, block.conv2.conv.stride), block.conv3.conv.n());
         bottleneck(block, x, out);
         x = out;
       }
@@ -345,7 +345,7 @@ struct Runner : Layers {
         const Level& level = network.levels[i];
         if (level.convolutional) continue;
         const int64_t down = level.down ? level.down->stride : 1;
-        place(i, ceil_divide(h, down) * level.factor, ceil_divide(w, down) * level.factor);
+        place(i, at::ceil_div(h, down) * level.factor, at::ceil_div(w, down) * level.factor);
       }
       const Arena::Scope scope(arena);
       const Map x = embed(transformer, images, network.stages ? &stage_maps.back() : nullptr, h, w);
