@@ -1,7 +1,7 @@
 // csrc/dpt/runtime/convolution.inl -- convolutions and linear layers as blocked matrix products.
 //
-// A unit is a panel of kRows output pixels. A block of panels is packed, and then each panel of
-// weights, which comes from the L3 cache or the memory, meets all of them.
+// A unit is a panel of output pixels. A block of panels is packed, and then each panel of weights,
+// which comes from the L3 cache or the memory, meets all of them.
 #pragma once
 
 #include "dpt/runtime/kernels.h"
@@ -148,17 +148,6 @@ Finish choose_finish(Activation activation) {
 using Multiply = void (*)(const Word* a, const Word* b, int64_t depth, bool accumulate, Word* tile,
                           const Word* next);
 
-template <class Product, int rows, int vectors>
-constexpr Multiply multiply_with() {
-  if constexpr (!Product::kTiles) {
-    return multiply<Product, rows, vectors>;
-#if defined(__AVX512F__)
-  } else {
-    return multiply_tiles<Product, rows, vectors>;
-#endif
-  }
-}
-
 // The kernel for the last rows and columns, too: the first `rows` of kRows, and half a panel if
 // `columns` is kWidth or less.
 template <class Product, int rows = kRows>
@@ -166,8 +155,22 @@ Multiply choose_multiply(int64_t wanted_rows, int64_t columns) {
   if constexpr (rows > 1) {
     if (wanted_rows < rows) return choose_multiply<Product, rows - 1>(wanted_rows, columns);
   }
-  return columns > kWidth ? multiply_with<Product, rows, kVectors>()
-                          : multiply_with<Product, rows, 1>();
+  return columns > kWidth ? multiply<Product, rows, kVectors> : multiply<Product, rows, 1>;
+}
+
+// As `multiply`, of a panel of the left factor, or its first rows, and one of the weights.
+template <class Product>
+inline void multiply_panel(int64_t rows, int64_t columns, const Word* a, const Word* b,
+                           int64_t depth, bool accumulate, Word* tile, const Word* next) {
+  if constexpr (!Product::kTiles) {
+    choose_multiply<Product>(rows, columns)(a, b, depth, accumulate, tile, next);
+#if defined(__AVX512F__)
+  } else {
+    const auto multiply =
+        columns > kWidth ? multiply_tiles<Product, kVectors> : multiply_tiles<Product, 1>;
+    multiply(rows, {a, Product::kRowWords}, b, depth, accumulate, {tile, kColumns}, next);
+#endif
+  }
 }
 
 // Parts of k, of kDepth words or less, that are packed at a time: 400 KB of the L2 cache.
@@ -183,34 +186,28 @@ struct Plan {
   int64_t left_bytes, tile_bytes, segment_bytes;
 };
 
+template <class Product>
 Plan plan(const Convolution& c) {
+  constexpr int64_t kMaxRows = Product::kBlock * Product::kPanel;
   Plan p;
   p.parts = cut(c.weights.precision, c.weights.k);
   p.group = at_most(p.parts.count, kGroup);
   p.num_panels = divide_up(c.weights.n, kColumns);
   // Where not all of k is packed at a time, the sums of all columns wait for the next group.
   p.stretch = p.parts.count > p.group ? p.num_panels : at_most(p.num_panels, kStretch);
-  p.left_bytes = p.group * kBlock * kRows * kDepth * 4;
-  p.tile_bytes = p.stretch * kBlock * kTile * 4;
+  p.left_bytes = p.group * kMaxRows * Product::kRowWords * 4;
+  p.tile_bytes = p.stretch * kMaxRows * kColumns * 4;
   p.segment_bytes = c.num_taps * sizeof(Segment);
   return p;
 }
 
-int64_t units(const Convolution& c) {
-  return divide_up(c.batch * c.out_height * c.out_width, kRows);
-}
-
-size_t scratch(const Convolution& c) {
-  const Plan p = plan(c);
-  return static_cast<size_t>(p.left_bytes + p.tile_bytes + p.segment_bytes);
-}
-
-// Pixels [first, first + count), of at most kBlock panels.
+// Pixels [first, first + count), of at most Product::kBlock panels.
 template <class Product>
 void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count, Word* left,
                Word* tiles, const Segment* segments) {
-  Row rows[kBlock * kRows];
-  Output outputs[kBlock * kRows];
+  constexpr int64_t kPanel = Product::kPanel, kPanelWords = kPanel * Product::kRowWords;
+  Row rows[Product::kBlock * kPanel];
+  Output outputs[Product::kBlock * kPanel];
   find_rows(c, first, count, rows);
   find_outputs(c, first, count, outputs);
   const Gather gather_row = choose_gather(c.load);
@@ -220,8 +217,7 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
   }
 
   const Parts& parts = p.parts;
-  const int64_t panels = divide_up(count, kRows);
-  const int64_t last_rows = count - (panels - 1) * kRows;
+  const int64_t panels = divide_up(count, kPanel);
   const Word* weights = static_cast<const Word*>(c.weights.data);
 
   for (int64_t group = 0; group < parts.count; group += p.group) {
@@ -229,8 +225,8 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
     for (int64_t part = group; part < group_end; ++part) {
       const int64_t begin = part * parts.depth * Product::kElements;
       const int64_t elements = at_most(parts.depth * Product::kElements, c.weights.k - begin);
-      Word* to = left + (part - group) * kBlock * kRows * kDepth;
-      for (int64_t i = 0; i < count; ++i, to += kDepth) {
+      Word* to = left + (part - group) * Product::kBlock * kPanelWords;
+      for (int64_t i = 0; i < count; ++i, to += Product::kRowWords) {
         gather_words<Product>(gather_row, c, rows[i], segments, begin, elements, to);
       }
     }
@@ -244,18 +240,15 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
           const int64_t columns = at_most(round_up(c.weights.n, kWidth) - column, kColumns);
           const Word* right = weights + begin * round_up(c.weights.n, kWidth) + column * depth;
           const Word* next = j + 1 < p.num_panels ? right + depth * columns : right;
-          const Word* a = left + (part - group) * kBlock * kRows * kDepth;
-          Word* tile = tiles + (j - stretch) * panels * kTile;
-          Multiply multiply_tile = choose_multiply<Product>(kRows, columns);
-          for (int64_t i = 0; i < panels; ++i, a += kRows * kDepth, tile += kTile) {
-            const int64_t num_rows = i + 1 < panels ? kRows : last_rows;
-            if (num_rows < kRows) {
-              multiply_tile = choose_multiply<Product>(num_rows, columns);
-            }
-            multiply_tile(a, right, depth, part > 0, tile, next + i * depth * columns / panels);
+          const Word* a = left + (part - group) * Product::kBlock * kPanelWords;
+          Word* tile = tiles + (j - stretch) * panels * kPanel * kColumns;
+          for (int64_t i = 0; i < panels; ++i, a += kPanelWords, tile += kPanel * kColumns) {
+            const int64_t num_rows = at_most(count - i * kPanel, kPanel);
+            multiply_panel<Product>(num_rows, columns, a, right, depth, part > 0, tile,
+                                    next + i * depth * columns / panels);
             if (part + 1 == parts.count) {
-              scale_tile<Product>(c.weights, rows + i * kRows, num_rows, column, columns, tile);
-              finish_tile(c, outputs + i * kRows, num_rows, column,
+              scale_tile<Product>(c.weights, rows + i * kPanel, num_rows, column, columns, tile);
+              finish_tile(c, outputs + i * kPanel, num_rows, column,
                           reinterpret_cast<const float*>(tile));
             }
           }
@@ -267,7 +260,7 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
 
 template <class Product>
 void run_blocks(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
-  const Plan p = plan(c);
+  const Plan p = plan<Product>(c);
   char* at = static_cast<char*>(scratch);
   Word* left = reinterpret_cast<Word*>(at);
   Word* tiles = reinterpret_cast<Word*>(at + p.left_bytes);
@@ -275,48 +268,70 @@ void run_blocks(const Convolution& c, int64_t begin, int64_t end, void* scratch)
   find_segments(c, segments);
 
   const int64_t pixels = c.batch * c.out_height * c.out_width;
-  const int64_t blocks = divide_up(end - begin, kBlock);
+  const int64_t blocks = divide_up(end - begin, Product::kBlock);
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = (begin + (end - begin) * block / blocks) * kRows;
-    const int64_t last = (begin + (end - begin) * (block + 1) / blocks) * kRows;
+    const int64_t first = (begin + (end - begin) * block / blocks) * Product::kPanel;
+    const int64_t last = (begin + (end - begin) * (block + 1) / blocks) * Product::kPanel;
     run_block<Product>(c, p, first, at_most(last, pixels) - first, left, tiles, segments);
   }
 }
 
-void run(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
-  if (begin >= end) return;
-  switch (c.weights.precision) {
-    case Precision::kFloat32:
-      return run_blocks<FloatProduct>(c, begin, end, scratch);
+// --- the kernel ---
+
+// Calls `use` with the product of this precision that the processor has.
+template <bool tiles, class Use>
+auto with_product(Precision precision, const Use& use) {
+  switch (precision) {
     case Precision::kBFloat16:
 #if defined(__AVX512F__)
-      if (__builtin_cpu_supports("avx512bf16")) {
-        return run_blocks<NativeBFloat16Product>(c, begin, end, scratch);
-      }
+      if constexpr (tiles) return use(TiledBFloat16Product{});
+      if (__builtin_cpu_supports("avx512bf16")) return use(NativeBFloat16Product{});
 #endif
-      return run_blocks<BFloat16Product>(c, begin, end, scratch);
+      return use(BFloat16Product{});
     case Precision::kInt8:
 #if defined(__AVX512F__)
-      if (__builtin_cpu_supports("avx512vnni")) {
-        return run_blocks<NativeInt8Product>(c, begin, end, scratch);
-      }
+      if constexpr (tiles) return use(TiledInt8Product{});
+      if (__builtin_cpu_supports("avx512vnni")) return use(NativeInt8Product{});
 #endif
-      return run_blocks<Int8Product>(c, begin, end, scratch);
+      return use(Int8Product{});
+    default:
+      return use(FloatProduct{});
   }
 }
 
-#if defined(__AVX512F__)
-void run_with_tiles(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
-  if (begin >= end || c.weights.precision == Precision::kFloat32)
-    return run(c, begin, end, scratch);
-  const Tiles tiles;
-  if (c.weights.precision == Precision::kBFloat16) {
-    run_blocks<TiledBFloat16Product>(c, begin, end, scratch);
-  } else {
-    run_blocks<TiledInt8Product>(c, begin, end, scratch);
-  }
+template <bool tiles>
+int64_t convolution_units(const Convolution& c) {
+  return with_product<tiles>(c.weights.precision, [&](auto product) {
+    return divide_up(c.batch * c.out_height * c.out_width, product.kPanel);
+  });
 }
+
+template <bool tiles>
+size_t convolution_scratch(const Convolution& c) {
+  return with_product<tiles>(c.weights.precision, [&](auto product) {
+    const Plan p = plan<decltype(product)>(c);
+    return static_cast<size_t>(p.left_bytes + p.tile_bytes + p.segment_bytes);
+  });
+}
+
+template <bool tiles>
+void run_convolution(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
+  if (begin >= end) return;
+  with_product<tiles>(c.weights.precision, [&](auto product) {
+#if defined(__AVX512F__)
+    if constexpr (product.kTiles) {
+      const Tiles configured;
+      return run_blocks<decltype(product)>(c, begin, end, scratch);
+    }
 #endif
+    run_blocks<decltype(product)>(c, begin, end, scratch);
+  });
+}
+
+// With tiles or without.
+template <bool tiles>
+constexpr Kernel<Convolution> kConvolution{convolution_units<tiles>, convolution_scratch<tiles>,
+                                           run_convolution<tiles>};
 
 }  // namespace
 }  // namespace dpt::runtime::DPT_ISA

@@ -1,6 +1,7 @@
 // csrc/dpt/runtime/kernels.inl -- the table of kernels of one instruction set. The including file
 // says which by DPT_ISA and DPT_ISA_VALUE, and by its compiler options in CMakeLists.txt.
 #include "dpt/runtime/attention.inl"
+#include "dpt/runtime/attention_tiles.inl"
 #include "dpt/runtime/convolution.inl"
 #include "dpt/runtime/maps.inl"
 #include "dpt/runtime/resampling.inl"
@@ -16,7 +17,7 @@ constexpr Kernels kTable{
     .pack = pack,
     .winograd_bytes = winograd_bytes,
     .winograd_pack = winograd_pack,
-    .convolution = {units, scratch, run},
+    .convolution = kConvolution<false>,
     .winograd = {units, scratch, run},
     .attention = {units, scratch, run},
     .upsample_add = {units, scratch, run},
@@ -35,7 +36,8 @@ const Kernels& table_with_tiles() {
   static constexpr Kernels kTiled = [] {
     Kernels kernels = kTable;
     kernels.isa = Isa::kAmx;
-    kernels.convolution.run = run_with_tiles;
+    kernels.convolution = kConvolution<true>;
+    kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run};
     return kernels;
   }();
   return kTiled;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ceil_div.h>
+#include <omp.h>
 
 #include <algorithm>
 
@@ -54,9 +55,13 @@ struct Layers {
     const size_t bytes = (kernel.scratch(work) + 63) / 64 * 64;
     const Arena::Scope scope(arena);
     char* scratch = static_cast<char*>(arena.take(bytes * count));
-#pragma omp parallel for num_threads(count) schedule(static, 1) if (count > 1)
-    for (int i = 0; i < count; ++i) {
-      kernel.run(work, units * i / count, units * (i + 1) / count, scratch + bytes * i);
+    // More parts than threads: a thread whose core others use, too, leaves some to the rest.
+    constexpr int64_t kParts = 4;
+    const int64_t parts = count > 1 ? std::min<int64_t>(kParts * count, units) : 1;
+#pragma omp parallel for num_threads(count) schedule(dynamic, 1) if (count > 1)
+    for (int64_t i = 0; i < parts; ++i) {
+      kernel.run(work, units * i / parts, units * (i + 1) / parts,
+                 scratch + bytes * omp_get_thread_num());
     }
   }
 

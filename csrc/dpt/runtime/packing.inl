@@ -284,6 +284,15 @@ inline void store_narrow(Word* to, int64_t index, Wide v) {
                    sizeof(narrow));
 }
 
+#if defined(__AVX512F__)
+// Rounded by processors with AVX512-BF16, half to even; numbers below 2^-126 become zero.
+inline void store_bfloat16(Word* to, Vec x) {
+  HalfVec halves;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(x));
+  __builtin_memcpy(to, &halves, sizeof(halves));
+}
+#endif
+
 // The most elements of a part of k that are not float32.
 constexpr int64_t kPartElements = 4 * kDepth / 2;
 
@@ -294,8 +303,10 @@ void pack_row(const float* x, int64_t count, [[maybe_unused]] float scale, Word*
     const Vec v = load(x + i);
     if constexpr (Product::kPrecision == Precision::kBFloat16 && Product::kParts == 2) {
       store_words(to + i, reinterpret_cast<IntVec>(to_bfloat16(v)));
+#if defined(__AVX512F__)
     } else if constexpr (Product::kPrecision == Precision::kBFloat16) {
-      store_narrow<HalfVec>(to, i, to_bfloat16(v) >> 16);
+      store_bfloat16(to + i / 2, v);
+#endif
     } else {
       const float inverse = scale > 0 ? 1 / scale : 0;
       const IntVec q = quantize(v, inverse) + Product::kZero;

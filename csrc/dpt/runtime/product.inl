@@ -46,12 +46,18 @@ inline void store_words(Word* p, IntVec v) { *reinterpret_cast<UnalignedIntVec*>
 using FloatWord = float __attribute__((may_alias));
 
 // How words are multiplied. A word of the weights has kElements elements; the left factor has
-// kParts words for each of them. Those with kTiles are in tiles.inl.
+// kParts words for each of them, and its rows are kRowWords apart. A panel of it has kPanel rows,
+// and kBlock panels meet a panel of the weights one after another: about 100 rows, so that the
+// weights are read from outside of the L2 cache at a few bytes in 100 operations. Those with kTiles
+// are in tiles.inl.
 struct FloatProduct {
   using Sum = Vec;
   static constexpr Precision kPrecision = Precision::kFloat32;
   static constexpr int kElements = 1;
   static constexpr int kParts = 1;
+  static constexpr int kRowWords = kDepth;
+  static constexpr int kPanel = kRows;
+  static constexpr int kBlock = (96 + kRows - 1) / kRows;
   static constexpr bool kTiles = false;
 
   static Vec left(const Word* a) { return broadcast(*reinterpret_cast<const FloatWord*>(a)); }
@@ -61,18 +67,14 @@ struct FloatProduct {
 
 // Bfloat16 without instructions for it: the left factor is rounded but stays float32, and the
 // weights become float32 here, which is exact.
-struct BFloat16Product {
-  using Sum = Vec;
+struct BFloat16Product : FloatProduct {
   static constexpr Precision kPrecision = Precision::kBFloat16;
   static constexpr int kElements = 2;
   static constexpr int kParts = 2;
-  static constexpr bool kTiles = false;
 
-  static Vec left(const Word* a) { return FloatProduct::left(a); }
   static Vec right(IntVec b, int part) {
     return reinterpret_cast<Vec>(part == 0 ? b << 16 : b & static_cast<int32_t>(0xffff0000));
   }
-  static Vec add(Vec sum, Vec a, Vec b) { return sum + a * b; }
 };
 
 // a and b are pairs of int16: sum + a0 * b0 + a1 * b1.
@@ -98,13 +100,12 @@ inline IntVec add_pairs(IntVec sum, IntVec a, IntVec b) {
 
 // Int8 in pairs of int16. Of four elements the first word of the left factor has the first and the
 // third one, which is how the weights are widened at the least cost.
-struct Int8Product {
+struct Int8Product : FloatProduct {
   using Sum = IntVec;
   using ShortVec = int16_t __attribute__((vector_size(kWidth * sizeof(int32_t))));
   static constexpr Precision kPrecision = Precision::kInt8;
   static constexpr int kElements = 4;
   static constexpr int kParts = 2;
-  static constexpr bool kTiles = false;
   static constexpr int kZero = 0;  // of the left factor
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
@@ -118,12 +119,10 @@ struct Int8Product {
 #if defined(__AVX512F__)
 // Processors with these extensions are found at run time. By inline assembly: the compiler inlines
 // no function of another target into what is compiled for AVX-512 alone.
-struct NativeBFloat16Product {
-  using Sum = Vec;
+struct NativeBFloat16Product : FloatProduct {
   static constexpr Precision kPrecision = Precision::kBFloat16;
   static constexpr int kElements = 2;
-  static constexpr int kParts = 1;
-  static constexpr bool kTiles = false;
+  static constexpr int kRowWords = kDepth / 2;
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
   static IntVec right(IntVec b, int) { return b; }
@@ -135,12 +134,11 @@ struct NativeBFloat16Product {
 
 // The left factor is unsigned: kZero is added to it, and its products with the weights are taken
 // off the sums in the end.
-struct NativeInt8Product {
+struct NativeInt8Product : FloatProduct {
   using Sum = IntVec;
   static constexpr Precision kPrecision = Precision::kInt8;
   static constexpr int kElements = 4;
-  static constexpr int kParts = 1;
-  static constexpr bool kTiles = false;
+  static constexpr int kRowWords = kDepth / 2;
   static constexpr int kZero = 128;
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
@@ -163,7 +161,7 @@ inline __attribute__((always_inline)) void step(const Word* a, const Word* b,
   for (int part = 0; part < Product::kParts; ++part) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const auto left = Product::left(a + r * kDepth + part);
+      const auto left = Product::left(a + r * Product::kRowWords + part);
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
         sums[r][v] = Product::add(sums[r][v], left, Product::right(words[v], part));
@@ -172,13 +170,9 @@ inline __attribute__((always_inline)) void step(const Word* a, const Word* b,
   }
 }
 
-// Panels of the left factor that meet a panel of the weights one after another: about 100 rows, so
-// that the weights are read from outside of the L2 cache at a few bytes in 100 operations.
-constexpr int64_t kBlock = (96 + kRows - 1) / kRows;
-
 // tile [rows, kColumns] (+)= a [rows, depth] . b [depth, vectors * kWidth], in words. Meanwhile
 // a share of the panel of weights that comes next, what is at `next`, is brought to the L1 cache:
-// of kBlock calls with the same weights each brings one.
+// of Product::kBlock calls with the same weights each brings one.
 template <class Product, int rows, int vectors>
 void multiply(const Word* a, const Word* b, int64_t depth, bool accumulate, Word* tile,
               const Word* next) {
@@ -202,7 +196,7 @@ void multiply(const Word* a, const Word* b, int64_t depth, bool accumulate, Word
       step<Product, rows, vectors>(a + u * Product::kParts, b + u * kStep, sums);
     }
     // One line for each of kBlock calls.
-    constexpr int kLines = (kUnroll * kColumns / 16 + kBlock - 1) / kBlock;
+    constexpr int kLines = (kUnroll * kColumns / 16 + Product::kBlock - 1) / Product::kBlock;
 #pragma GCC unroll 4
     for (int line = 0; line < kLines; ++line) __builtin_prefetch(next + line * 16);
     next += kLines * 16;

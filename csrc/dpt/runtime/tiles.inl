@@ -11,7 +11,8 @@
 namespace dpt::runtime::DPT_ISA {
 namespace {
 
-// How large the tile registers are: 0 and 1 hold sums, 2 the left factor, 3 and 4 the right one.
+// How large the tile registers are. Sums of two by two tiles are in 0 to 3, row by row, the left
+// factor in 4 and 5, the right one in 6 and 7.
 struct alignas(64) TileSizes {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -20,22 +21,18 @@ struct alignas(64) TileSizes {
   uint8_t rows[16] = {};
 };
 
-constexpr int kTileWords = 16;  // of a row, at most
+constexpr int kTileRows = 16, kTileWords = 16;  // at most
 
 inline void load_sizes(const TileSizes& sizes) { asm volatile("ldtilecfg %0" ::"m"(sizes)); }
 
-// `rows` of the left factor by `words` words along k. All tiles become zero.
-inline void set_sizes(int64_t rows, int64_t words) {
+// For `words` words along k. All tiles become zero.
+inline void set_sizes(int64_t words) {
   TileSizes sizes;
-  const auto set = [&sizes](int tile, int64_t tile_rows, int64_t row_words) {
-    sizes.rows[tile] = static_cast<uint8_t>(tile_rows);
-    sizes.row_bytes[tile] = static_cast<uint16_t>(4 * row_words);
-  };
-  set(0, rows, kTileWords);
-  set(1, rows, kTileWords);
-  set(2, rows, words);
-  set(3, words, kTileWords);
-  set(4, words, kTileWords);
+  for (int tile = 0; tile < 8; ++tile) {
+    sizes.rows[tile] = tile < 6 ? kTileRows : static_cast<uint8_t>(words);
+    sizes.row_bytes[tile] =
+        4 * (tile == 4 || tile == 5 ? static_cast<uint16_t>(words) : kTileWords);
+  }
   load_sizes(sizes);
 }
 
@@ -44,7 +41,7 @@ class Tiles {
  public:
   Tiles() {
     asm volatile("sttilecfg %0" : "=m"(before_));
-    set_sizes(kRows, kTileWords);
+    set_sizes(kTileWords);
   }
   ~Tiles() {
     if (before_.palette == 0) {
@@ -60,81 +57,133 @@ class Tiles {
   TileSizes before_;
 };
 
-#define DPT_LOAD_TILE(tile, data, row_words) \
+#define DPT_TILE_ZERO(tile) asm volatile("tilezero %tmm" #tile)
+#define DPT_TILE_LOAD(tile, data, row_words) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(data), "r"(4L * (row_words)) : "memory")
-#define DPT_STORE_TILE(tile, data, row_words)                                            \
+#define DPT_TILE_STORE(tile, data, row_words)                                            \
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(data), "r"(4L * (row_words)) \
                : "memor"                                                                 \
                  "y")
 
 struct TiledBFloat16Product : NativeBFloat16Product {
+  static constexpr int kPanel = 2 * kTileRows;
+  static constexpr int kBlock = 10;
   static constexpr bool kTiles = true;
 
-  static void add_first() { asm volatile("tdpbf16ps %tmm3, %tmm2, %tmm0"); }
-  static void add_second() { asm volatile("tdpbf16ps %tmm4, %tmm2, %tmm1"); }
+  // sums[2 * i + j] += left[i] . right[j]
+  template <int i, int j>
+  static void add_tile() {
+    if constexpr (i == 0 && j == 0) asm volatile("tdpbf16ps %tmm6, %tmm4, %tmm0");
+    if constexpr (i == 0 && j == 1) asm volatile("tdpbf16ps %tmm7, %tmm4, %tmm1");
+    if constexpr (i == 1 && j == 0) asm volatile("tdpbf16ps %tmm6, %tmm5, %tmm2");
+    if constexpr (i == 1 && j == 1) asm volatile("tdpbf16ps %tmm7, %tmm5, %tmm3");
+  }
 };
 
 struct TiledInt8Product : NativeInt8Product {
+  static constexpr int kPanel = 2 * kTileRows;
+  static constexpr int kBlock = 10;
   static constexpr bool kTiles = true;
 
-  static void add_first() { asm volatile("tdpbusd %tmm3, %tmm2, %tmm0"); }
-  static void add_second() { asm volatile("tdpbusd %tmm4, %tmm2, %tmm1"); }
+  template <int i, int j>
+  static void add_tile() {
+    if constexpr (i == 0 && j == 0) asm volatile("tdpbusd %tmm6, %tmm4, %tmm0");
+    if constexpr (i == 0 && j == 1) asm volatile("tdpbusd %tmm7, %tmm4, %tmm1");
+    if constexpr (i == 1 && j == 0) asm volatile("tdpbusd %tmm6, %tmm5, %tmm2");
+    if constexpr (i == 1 && j == 1) asm volatile("tdpbusd %tmm7, %tmm5, %tmm3");
+  }
 };
 
-template <int vectors>
-void load_sums(const Word* tile) {
-  DPT_LOAD_TILE(0, tile, kColumns);
-  if constexpr (vectors > 1) DPT_LOAD_TILE(1, tile + kWidth, kColumns);
+// Rows of words, so many apart.
+struct Left {
+  const Word* data;
+  int64_t row_words;
+};
+struct Sums {
+  Word* data;
+  int64_t row_words;
+};
+
+// So many tiles of the left factor by so many of the right one.
+template <int rows, int columns>
+void load_sums(Sums sums) {
+  DPT_TILE_LOAD(0, sums.data, sums.row_words);
+  if constexpr (columns > 1) DPT_TILE_LOAD(1, sums.data + kTileWords, sums.row_words);
+  if constexpr (rows == 1) return;
+  sums.data += kTileRows * sums.row_words;
+  DPT_TILE_LOAD(2, sums.data, sums.row_words);
+  if constexpr (columns > 1) DPT_TILE_LOAD(3, sums.data + kTileWords, sums.row_words);
 }
 
-template <int vectors>
-void store_sums(Word* tile) {
-  DPT_STORE_TILE(0, tile, kColumns);
-  if constexpr (vectors > 1) DPT_STORE_TILE(1, tile + kWidth, kColumns);
+template <int rows, int columns>
+void store_sums(Sums sums) {
+  DPT_TILE_STORE(0, sums.data, sums.row_words);
+  if constexpr (columns > 1) DPT_TILE_STORE(1, sums.data + kTileWords, sums.row_words);
+  if constexpr (rows == 1) return;
+  sums.data += kTileRows * sums.row_words;
+  DPT_TILE_STORE(2, sums.data, sums.row_words);
+  if constexpr (columns > 1) DPT_TILE_STORE(3, sums.data + kTileWords, sums.row_words);
 }
 
-template <class Product, int vectors>
-void add_tiles(const Word* a, const Word* b) {
-  DPT_LOAD_TILE(2, a, kDepth);
-  DPT_LOAD_TILE(3, b, vectors * kWidth);
-  Product::add_first();
-  if constexpr (vectors > 1) {
-    DPT_LOAD_TILE(4, b + kWidth, vectors * kWidth);
-    Product::add_second();
+// sums += left . right, a tile's words along k.
+template <class Product, int rows, int columns>
+void add_tiles(Left left, const Word* right) {
+  DPT_TILE_LOAD(6, right, columns * kTileWords);
+  DPT_TILE_LOAD(4, left.data, left.row_words);
+  Product::template add_tile<0, 0>();
+  if constexpr (columns > 1) {
+    DPT_TILE_LOAD(7, right + kTileWords, columns * kTileWords);
+    Product::template add_tile<0, 1>();
+  }
+  if constexpr (rows > 1) {
+    DPT_TILE_LOAD(5, left.data + kTileRows * left.row_words, left.row_words);
+    Product::template add_tile<1, 0>();
+    if constexpr (columns > 1) Product::template add_tile<1, 1>();
   }
 }
 
-// As `multiply`, between the constructor and the destructor of Tiles.
-template <class Product, int rows, int vectors>
-void multiply_tiles(const Word* a, const Word* b, int64_t depth, bool accumulate, Word* tile,
+template <class Product, int rows, int columns>
+void multiply_whole(Left left, const Word* right, int64_t depth, bool accumulate, Sums sums,
                     const Word* next) {
-  const int64_t rest = depth % kTileWords;
-  if constexpr (rows < kRows) set_sizes(rows, kTileWords);
   if (accumulate) {
-    load_sums<vectors>(tile);
+    load_sums<rows, columns>(sums);
   } else {
-    asm volatile("tilezero %tmm0");
-    asm volatile("tilezero %tmm1");
+    DPT_TILE_ZERO(0);
+    DPT_TILE_ZERO(1);
+    DPT_TILE_ZERO(2);
+    DPT_TILE_ZERO(3);
   }
-  for (int64_t i = 0; i < depth - rest; i += kTileWords) {
-    add_tiles<Product, vectors>(a + i, b + i * vectors * kWidth);
-    constexpr int kLines = (kColumns + kBlock - 1) / kBlock;
+  for (int64_t i = 0; i < depth; i += kTileWords) {
+    add_tiles<Product, rows, columns>({left.data + i, left.row_words},
+                                      right + i * columns * kTileWords);
+    constexpr int kLines = (kColumns + Product::kBlock - 1) / Product::kBlock;
 #pragma GCC unroll 8
     for (int line = 0; line < kLines; ++line) __builtin_prefetch(next + line * 16);
     next += kLines * 16;
   }
-  store_sums<vectors>(tile);
-  if (rest > 0) {
-    set_sizes(rows, rest);
-    load_sums<vectors>(tile);
-    add_tiles<Product, vectors>(a + depth - rest, b + (depth - rest) * vectors * kWidth);
-    store_sums<vectors>(tile);
-  }
-  if (rows < kRows || rest > 0) set_sizes(kRows, kTileWords);
+  store_sums<rows, columns>(sums);
 }
 
-#undef DPT_LOAD_TILE
-#undef DPT_STORE_TILE
+// As `multiply` of `rows` rows, 2 * kTileRows at most, between the constructor and the destructor
+// of Tiles. Both `left` and `sums` have all rows of the last tile: what is in those behind `rows`
+// does not matter, and new sizes would take longer than their products.
+template <class Product, int columns>
+void multiply_tiles(int64_t rows, Left left, const Word* right, int64_t depth, bool accumulate,
+                    Sums sums, const Word* next) {
+  const int64_t rest = depth % kTileWords, whole = depth - rest;
+  const auto multiply =
+      rows > kTileRows ? multiply_whole<Product, 2, columns> : multiply_whole<Product, 1, columns>;
+  multiply(left, right, whole, accumulate, sums, next);
+  if (rest == 0) return;
+  set_sizes(rest);
+  multiply({left.data + whole, left.row_words}, right + whole * columns * kTileWords, rest, true,
+           sums, next);
+  set_sizes(kTileWords);
+}
+
+#undef DPT_TILE_ZERO
+#undef DPT_TILE_LOAD
+#undef DPT_TILE_STORE
 
 }  // namespace
 }  // namespace dpt::runtime::DPT_ISA

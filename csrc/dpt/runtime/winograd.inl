@@ -102,7 +102,7 @@ inline __attribute__((always_inline)) void transform_out(const Vec points[6], Ve
 // and fewer would read the weights more often.
 int64_t panels_at_a_time(const Winograd& w) {
   const int64_t panels = w.channels * w.n / (2 * (w.channels + w.n)) / kRows;
-  return panels < 4 ? 4 : at_most(panels, kBlock);
+  return panels < 4 ? 4 : at_most(panels, FloatProduct::kBlock);
 }
 
 // Words of the left factors of one point: a line more than its rows, or all points would fall into
