@@ -132,13 +132,16 @@ struct Runner : Layers {
       const Map qkv = map_for(block.qkv, x);
       convolve(block.qkv, x, qkv, norm);
       const Map mixed = map(x.batch, 1, x.width, x.channels);
-      execute(kernels.attention, {.precision = block.qkv.packed->weights[0].precision,
-                                  .qkv = qkv.data,
-                                  .batch = x.batch,
-                                  .tokens = x.width,
-                                  .heads = heads,
-                                  .head_dim = x.channels / heads,
-                                  .out = mixed.data});
+      // Scores have no scale that would be found in time to round them to int8.
+      const Precision precision = block.qkv.packed->weights[0].precision;
+      execute(kernels.attention,
+              {.precision = precision == Precision::kInt8 ? Precision::kBFloat16 : precision,
+               .qkv = qkv.data,
+               .batch = x.batch,
+               .tokens = x.width,
+               .heads = heads,
+               .head_dim = x.channels / heads,
+               .out = mixed.data});
       convolve(block.proj, mixed, x, {.add = &x});
     }
     count(&Profile::attention);
