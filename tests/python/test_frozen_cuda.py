@@ -10,7 +10,7 @@ import torch
 from networks import FAMILY, HYBRID, JOINT, VIT, make_model
 from test_frozen import error, exact, same_bits
 
-from torchdpt import DPTModel, DPTOutput, FrozenModel, _build
+from torchdpt import DPTModel, DPTOutput, FrozenModel, _build, losses
 
 EACH = pytest.mark.parametrize("name", FAMILY)
 
@@ -249,17 +249,22 @@ def test_images_elsewhere_are_refused(images: torch.Tensor, message: str) -> Non
         make_model(VIT).freeze()(images.cuda())
 
 
-@pytest.mark.cuda
 @EACH
-def test_two_deterministic_trainings_are_equal(name: str) -> None:
+def test_two_deterministic_trainings_are_equal(device: str, name: str) -> None:
     def trained() -> list[torch.Tensor]:
-        model = make_model(FAMILY[name]).cuda().train()
+        torch.manual_seed(0)
+        model = make_model(FAMILY[name]).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        images = torch.randn(2, 3, 64, 96, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+        images, depth = torch.randn(2, 3, 64, 96).to(device), torch.rand(2, 64, 96).to(device)
+        labels = torch.randint(0, 5, (2, 64, 96)).to(device)
         for _ in range(3):
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 output = model(images)
-            loss = sum(tensor.float().square().mean() for tensor in output if tensor is not None)
+            loss = torch.zeros((), device=device)
+            if output.depth is not None:
+                loss = loss + losses.scale_and_shift_invariant(output.depth, depth, depth > 0.1).loss
+            if output.logits is not None:
+                loss = loss + losses.segmentation(output.logits, labels, output.aux_logits)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -267,10 +272,7 @@ def test_two_deterministic_trainings_are_equal(name: str) -> None:
 
     torch.use_deterministic_algorithms(True)
     try:
-        torch.manual_seed(0)
-        first = trained()
-        torch.manual_seed(0)
-        second = trained()
+        first, second = trained(), trained()
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -230,6 +230,22 @@ def test_second_derivatives_are_right_or_refused(device, function, options):
 
 
 @pytest.mark.parametrize(("function", "options"), LOSSES, ids=name)
+def test_deterministic_algorithms_have_each(device, function, options):
+    maps, options = inputs(function, options, device, torch.float32)
+
+    def loss_and_gradient():
+        loss = loss_of(getattr(losses, function)(*maps, **options))
+        return [loss, *torch.autograd.grad(loss, [x for x in maps if x.requires_grad])]
+
+    torch.use_deterministic_algorithms(True)  # an operation without such an algorithm raises
+    try:
+        first, second = loss_and_gradient(), loss_and_gradient()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("function", "options"), LOSSES, ids=name)
 def test_no_graph_without_gradients(device, function, options):
     maps, options = inputs(function, options, device)
     with torch.no_grad():

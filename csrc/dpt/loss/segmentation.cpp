@@ -7,10 +7,11 @@
 namespace dpt::loss {
 namespace {
 
+// Summed apart from the loss, which on CUDA would do it by atomic additions.
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, int64_t ignore_index) {
-  const Tensor sum =
-      at::cross_entropy_loss_symint(logits, labels, {}, at::Reduction::Sum, ignore_index);
-  return sum / (labels != ignore_index).sum().clamp_min(1);
+  const Tensor each =
+      at::cross_entropy_loss_symint(logits, labels, {}, at::Reduction::None, ignore_index);
+  return each.sum() / (labels != ignore_index).sum().clamp_min(1);
 }
 
 Tensor as_float(const Tensor& logits) {
