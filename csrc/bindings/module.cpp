@@ -146,9 +146,14 @@ using Metadata = std::map<std::string, std::string>;
 
 dpt::FrozenModel freeze(const std::string& config, const std::map<std::string, Tensor>& tensors,
                         at::ScalarType dtype, const std::vector<Tensor>& calibration,
-                        at::Device device, int threads, const std::vector<std::string>& without) {
-  dpt::FreezeOptions options{
-      .dtype = dtype, .calibration = calibration, .threads = threads, .device = device};
+                        at::Device device, int threads, const std::vector<std::string>& without,
+                        const std::array<double, 3>& mean, const std::array<double, 3>& std) {
+  dpt::FreezeOptions options{.dtype = dtype,
+                             .calibration = calibration,
+                             .threads = threads,
+                             .device = device,
+                             .mean = mean,
+                             .std = std};
   for (const std::string& left_out : without) {
     bool found = false;
     options.rewrites.for_each([&](const char* name, bool& on) {
@@ -257,7 +262,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("path"), py::arg("metadata"), "Writes a file.");
   def("freeze", &freeze, py::arg("config"), py::arg("tensors"), py::arg("dtype"),
       py::arg("calibration"), py::arg("device"), py::arg("threads"), py::arg("without"),
-      "The model with its tensors folded and packed.");
+      py::arg("mean"), py::arg("std"), "The model with its tensors folded and packed.");
   def("load_frozen", &dpt::FrozenModel::load, py::arg("path"), py::arg("threads"),
       py::arg("device"), "Reads a file that FrozenModel.save wrote.");
 }

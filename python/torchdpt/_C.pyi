@@ -45,5 +45,7 @@ def freeze(
     device: torch.device,
     threads: int,
     without: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> FrozenModel: ...
 def load_frozen(path: str, threads: int, device: torch.device) -> FrozenModel: ...

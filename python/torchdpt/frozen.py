@@ -129,7 +129,9 @@ class FrozenModel(Network):
         """Predict for images.
 
         Args:
-            images: float32 [B, 3, H, W] on its device, as `DPTModel.forward` takes them.
+            images: [B, 3, H, W] on its device: float32, as `DPTModel.forward` takes them, or uint8, RGB pixels, of any
+                strides (an array [B, H, W, 3], permuted), which are normalised here by the mean and deviation of the
+                processor that it was frozen with.
 
         Returns:
             DPTOutput in float32, with what `config` has heads for.
@@ -143,7 +145,7 @@ class FrozenModel(Network):
         """Predict, and time the parts of the network.
 
         Args:
-            images: float32 [B, 3, H, W] on the CPU, as a call takes them.
+            images: [B, 3, H, W] on the CPU, as a call takes them.
 
         Returns:
             What a call gives, and the milliseconds that each part took: "convolutional stages", "patch embedding",

@@ -333,7 +333,15 @@ class DPTModel(nn.Module, Network):  # in this order FSDP can give it another cl
         tensors = {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in self.state_dict().items()}
         images = calibration_images(calibration, self.processor)
         core = _C.freeze(
-            self.config.to_json(), tensors, dtype, images, torch.device(device), as_threads(threads), list(without)
+            self.config.to_json(),
+            tensors,
+            dtype,
+            images,
+            torch.device(device),
+            as_threads(threads),
+            list(without),
+            self.processor.mean,
+            self.processor.std,
         )
         return FrozenModel(core, self.processor, self.classes)
 

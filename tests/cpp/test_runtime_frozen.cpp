@@ -57,6 +57,23 @@ TEST(FrozenModel, FileGivesTheSameBitsToManyThreads) {
   EXPECT_EQ(equal, 24);
 }
 
+TEST(FrozenModel, NormalisesPixels) {
+  const std::string path = testing::TempDir() + "/frozen_pixels_test";
+  const dpt::Model model = runtime_test::random_model(runtime_test::small(), at::kFloat);
+  const dpt::FrozenModel frozen =
+      dpt::freeze(model, {.mean = {0.25, 0.5, 0.75}, .std = {0.5, 1, 2}});
+  const Tensor photographs = torch::randint(0, 256, {2, 64, 96, 3}, at::kByte);
+  const Tensor mean = torch::tensor({0.25, 0.5, 0.75}), std = torch::tensor({0.5, 1.0, 2.0});
+  const Tensor images = ((photographs / 255.0 - mean) / std).to(at::kFloat).permute({0, 3, 1, 2});
+  const Tensor got = frozen(photographs.permute({0, 3, 1, 2})).depth;
+  EXPECT_LT(error(got, frozen(images).depth), 1e-5);
+  frozen.save(path);
+  const dpt::FrozenModel loaded = dpt::FrozenModel::load(path);
+  std::filesystem::remove(path);
+  EXPECT_EQ(loaded.options().mean, frozen.options().mean);
+  EXPECT_TRUE(torch::equal(loaded(photographs.permute({0, 3, 1, 2})).depth, got));
+}
+
 // One hidden channel is always 1000 and nobody listens: beside it int8 loses the others.
 dpt::Model model_with_outlier() {
   const torch::NoGradGuard no_grad;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -107,6 +108,22 @@ def test_rows_of_a_batch_are_what_each_image_gives() -> None:
             alone = frozen(images[i : i + 1])
             for name, tensor in tensors(alone).items():
                 assert torch.equal(tensors(together)[name][i], tensor[0])
+
+
+@pytest.mark.parametrize("name", ["vit", "hybrid joint, metric", "resnet joint"])
+def test_pixels_are_normalised_as_the_processor_does(name: str, tmp_path: Path) -> None:
+    model = make_model(FAMILY[name])
+    model.processor = dataclasses.replace(model.processor, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pixels = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    images = model.processor.normalize(pixels.double() / 255).permute(0, 3, 1, 2).float()
+    frozen = model.freeze()
+    want, given = frozen(images), pixels.clone()
+    got = frozen(pixels.permute(0, 3, 1, 2))
+    assert torch.equal(pixels, given)
+    assert error(got, want) < 1e-5  # of images that differ by 4e-7
+    assert same_bits(frozen(pixels.permute(0, 3, 1, 2).contiguous()), got)
+    frozen.save(tmp_path / "frozen")
+    assert same_bits(FrozenModel.load(tmp_path / "frozen")(pixels.permute(0, 3, 1, 2)), got)
 
 
 def test_number_of_threads_does_not_change_a_bit() -> None:
@@ -282,6 +299,7 @@ def change(file: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor
         ({"rewrites": "7"}, {}, "rewrites"),
         ({"dtype": "int3"}, {}, "dtype"),
         ({"processor": "{}}"}, {}, "processor"),
+        ({"processor": '{"mean": [0.5, 0.5], "std": [1.0, 1.0, 1.0]}'}, {}, "mean must be three numbers"),
     ],
 )
 def test_other_files_are_refused(
@@ -319,7 +337,7 @@ def test_file_can_be_written_over_the_one_that_is_mapped(saved: Path) -> None:
     [
         (torch.zeros(3, 64, 64), r"images must be \[B, 3, H, W\], got \[3, 64, 64\]"),
         (torch.zeros(1, 3, 60, 64), "height and width must be multiples of 16, got 60 x 64"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.float64), "dtype of the model, Float, got Double"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.float64), "must be float32, normalised, or uint8 pixels, got Double"),
         (torch.zeros(1, 3, 64, 64, device="meta"), "images must be on the CPU, got meta"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -203,6 +204,24 @@ def test_strided_images() -> None:
     frozen = make_model(VIT).freeze(device="cuda")
     images = torch.randn(1, 64, 96, 3, device="cuda").permute(0, 3, 1, 2)
     assert same_bits(on_cpu(frozen(images)), on_cpu(frozen(images.contiguous())))
+
+
+@pytest.mark.cuda
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pixels_are_normalised_as_on_the_cpu(name: str, dtype: torch.dtype, no_tf32: None) -> None:
+    model = make_model(FAMILY[name])
+    model.processor = dataclasses.replace(model.processor, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    frozen = model.freeze(dtype, device="cuda")
+    # Beside images of the same shape in float32, which have a graph of their own.
+    for _ in range(2):
+        pixels = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        images = model.processor.normalize(pixels.permute(0, 2, 3, 1).double() / 255).permute(0, 3, 1, 2).float()
+        got, want = on_cpu(frozen(pixels.cuda())), on_cpu(frozen(images.cuda()))
+        # Images differ by 4e-7, in half types by a rounding of a few of them.
+        assert error(got, want) < {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+        if dtype == torch.float32:
+            assert error(got, model.freeze()(pixels)) < 1e-4
 
 
 # --- files, photographs, training ---

@@ -13,6 +13,7 @@
 #include <list>
 #include <mutex>
 
+#include "dpt/ops/normalize_pixels.h"
 #include "dpt/runtime/evaluate.h"
 #endif
 
@@ -45,7 +46,7 @@ Output copy_of(const Output& output) {
 }  // namespace
 
 struct CudaRunner::State {
-  // A shape of images with its graph, whose memory holds the output.
+  // A shape and type of images with its graph, whose memory holds the output.
   struct Shape {
     SizeCache cache;
     Tensor images;
@@ -55,14 +56,20 @@ struct CudaRunner::State {
 
   Network network;
   at::Device device;
-  CUDAStream side;  // for warm-up and capture
+  at::ScalarType dtype;
+  std::array<double, 3> mean, std;  // of pixels
+  CUDAStream side;                  // for warm-up and capture
   std::mutex mutex;
   c10::Event last{c10::DeviceType::CUDA};    // behind the last call's work
   std::list<std::unique_ptr<Shape>> shapes;  // the last one used first
 
-  State(const Network& network, at::Device device, at::ScalarType dtype)
+  State(const Network& network, at::Device device, at::ScalarType dtype,
+        const std::array<double, 3>& mean, const std::array<double, 3>& std)
       : network(prepare(network, device, dtype)),
         device(device),
+        dtype(dtype),
+        mean(mean),
+        std(std),
         side(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
 
   ~State() {
@@ -77,6 +84,11 @@ struct CudaRunner::State {
     if (last.was_marked_for_recording()) last.synchronize();
   }
 
+  Output evaluated(SizeCache& cache, const Tensor& images) const {
+    if (images.scalar_type() != at::kByte) return evaluate(network, cache, images.contiguous());
+    return evaluate(network, cache,
+                    normalize_pixels(images, mean, std, dtype, /*channels_last=*/true));
+  }
   Shape& shape_of(const Tensor& images);
   std::unique_ptr<Shape> captured(const Tensor& images);
 };
@@ -84,7 +96,8 @@ struct CudaRunner::State {
 // With the lock held.
 CudaRunner::State::Shape& CudaRunner::State::shape_of(const Tensor& images) {
   for (auto it = shapes.begin(); it != shapes.end(); ++it) {
-    if ((*it)->images.sizes() == images.sizes()) {
+    const Tensor& held = (*it)->images;
+    if (held.sizes() == images.sizes() && held.scalar_type() == images.scalar_type()) {
       shapes.splice(shapes.begin(), shapes, it);
       return *shapes.front();
     }
@@ -102,12 +115,12 @@ std::unique_ptr<CudaRunner::State::Shape> CudaRunner::State::captured(const Tens
   shape->images.copy_(images);
   C10_CUDA_CHECK(cudaStreamSynchronize(current));
   const c10::cuda::CUDAStreamGuard guard(side);
-  for (int i = 0; i < kWarmUps; ++i) evaluate(network, shape->cache, shape->images);
+  for (int i = 0; i < kWarmUps; ++i) evaluated(shape->cache, shape->images);
   C10_CUDA_CHECK(cudaStreamSynchronize(side));
   // Other threads may allocate meanwhile.
   shape->graph.capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
   try {
-    shape->output = evaluate(network, shape->cache, shape->images);
+    shape->output = evaluated(shape->cache, shape->images);
   } catch (...) {
     // The stream must not stay in capture; what went wrong first is what the caller hears of.
     try {
@@ -120,7 +133,8 @@ std::unique_ptr<CudaRunner::State::Shape> CudaRunner::State::captured(const Tens
   return shape;
 }
 
-CudaRunner::CudaRunner(const Network& network, at::Device device, at::ScalarType dtype) {
+CudaRunner::CudaRunner(const Network& network, at::Device device, at::ScalarType dtype,
+                       const std::array<double, 3>& mean, const std::array<double, 3>& std) {
   TORCH_CHECK_VALUE(at::globalContext().hasCUDA() && c10::cuda::device_count() > 0,
                     "freeze: device ", device,
                     " was asked for, and torch sees no GPU; "
@@ -132,7 +146,7 @@ CudaRunner::CudaRunner(const Network& network, at::Device device, at::ScalarType
   const PlainTensors plain;
   const at::Device placed(at::kCUDA, index);
   const c10::cuda::CUDAGuard guard(placed);
-  state_ = std::make_unique<State>(network, placed, dtype);
+  state_ = std::make_unique<State>(network, placed, dtype, mean, std);
   // Calls may be on other streams.
   C10_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream(index)));
 }
@@ -154,7 +168,7 @@ Output CudaRunner::operator()(const Tensor& images) {
   }
   if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
     SizeCache cache;
-    return evaluate(state.network, cache, images.contiguous());
+    return state.evaluated(cache, images);
   }
   const std::lock_guard lock(state.mutex);
   State::Shape& shape = state.shape_of(images);
@@ -172,7 +186,9 @@ Output CudaRunner::operator()(const Tensor& images) {
 
 struct CudaRunner::State {};
 
-CudaRunner::CudaRunner(const Network& /*network*/, at::Device device, at::ScalarType /*dtype*/) {
+CudaRunner::CudaRunner(const Network& /*network*/, at::Device device, at::ScalarType /*dtype*/,
+                       const std::array<double, 3>& /*mean*/,
+                       const std::array<double, 3>& /*std*/) {
   TORCH_CHECK_VALUE(
       false, "freeze: this build has no CUDA, and device ", device,
       " was asked for. Install a CUDA build of torch (https://pytorch.org/get-started) "

@@ -2,6 +2,7 @@
 // images.
 #pragma once
 
+#include <array>
 #include <memory>
 
 #include "dpt/runtime/network.h"
@@ -12,15 +13,16 @@ namespace dpt::runtime {
 // before it; the host waits for the GPU only when a shape comes that has no graph yet.
 class CudaRunner {
  public:
-  // Throws (ValueError in Python) in a build without CUDA.
-  CudaRunner(const Network& network, at::Device device, at::ScalarType dtype);
+  // Pixels are normalised by mean and std. Throws (ValueError in Python) in a build without CUDA.
+  CudaRunner(const Network& network, at::Device device, at::ScalarType dtype,
+             const std::array<double, 3>& mean, const std::array<double, 3>& std);
   ~CudaRunner();
 
   // With its index.
   at::Device device() const;
 
-  // images: float32 [B, 3, H, W] on the device, of a size that fits. Work is on the current stream;
-  // where that is being captured, it becomes part of the caller's graph.
+  // images: float32 or uint8 [B, 3, H, W] on the device, of a size that fits. Work is on the
+  // current stream; where that is being captured, it becomes part of the caller's graph.
   Output operator()(const Tensor& images);
 
  private:

@@ -13,6 +13,7 @@
 #include "dpt/encoder/image.h"
 #include "dpt/io/json.h"
 #include "dpt/io/safetensors.h"
+#include "dpt/ops/normalize_pixels.h"
 #include "dpt/ops/resize.h"
 #include "dpt/runtime/calibration.h"
 #include "dpt/runtime/cuda_runner.h"
@@ -99,6 +100,20 @@ std::vector<std::string> names_of(const std::string& text) {
   return names;
 }
 
+std::array<double, 3> triple_of(const json::Value& processor, const char* name) {
+  const json::Value* found = processor.find(name);
+  std::array<double, 3> triple{0.5, 0.5, 0.5};
+  if (found == nullptr) return triple;
+  const json::Array& values = found->as_array();
+  if (values.size() != 3) throw json::Error(std::string(name) + " must be three numbers");
+  for (size_t i = 0; i < 3; ++i) triple[i] = values[i].as_double();
+  return triple;
+}
+
+json::Array to_json(const std::array<double, 3>& triple) {
+  return json::Array(triple.begin(), triple.end());
+}
+
 // The precision of each product; of int8 that of those named. False if there are none of such
 // names.
 bool set_precisions(Network& network, at::ScalarType dtype, const std::set<std::string>& int8) {
@@ -159,7 +174,7 @@ struct FrozenModel::State {
 
 void FrozenModel::State::make_ready(const std::function<void(const Tensor&)>& done) {
   if (options.device.is_cpu()) return pack(network, kernels, done);
-  cuda.emplace(network, options.device, options.dtype);
+  cuda.emplace(network, options.device, options.dtype, options.mean, options.std);
   options.device = cuda->device();
   if (!done) return;
   for_each_tensor(network, [&](const std::string&, Tensor& tensor) {
@@ -234,10 +249,11 @@ Output FrozenModel::operator()(const Tensor& images, Profile* profile) const {
                     device.is_cpu() ? "the CPU" : device.str(), ", got ", images.device(),
                     "; convert them with images.to()");
   const Network& network = state.network;
-  TORCH_CHECK_VALUE(images.scalar_type() == at::kFloat,
-                    "frozen model: images must have the dtype of the model, Float, got ",
+  const bool pixels = images.scalar_type() == at::kByte;
+  TORCH_CHECK_VALUE(images.scalar_type() == at::kFloat || pixels,
+                    "frozen model: images must be float32, normalised, or uint8 pixels, got ",
                     images.scalar_type(), "; convert them with images.to()");
-  check_image(images, network.transformer ? network.config.patch_size : 32, at::kFloat);
+  check_image(images, network.transformer ? network.config.patch_size : 32, images.scalar_type());
   if (state.cuda) {
     TORCH_CHECK_VALUE(profile == nullptr, "profile: a model on the CPU is wanted, got one on ",
                       device, "; torch.profiler times kernels of a GPU");
@@ -248,8 +264,10 @@ Output FrozenModel::operator()(const Tensor& images, Profile* profile) const {
   const auto geometry = state.geometry_of(height, width);
   std::unique_ptr<Arena> arena = state.arena();
   const int threads = state.options.threads > 0 ? state.options.threads : at::get_num_threads();
-  Output output =
-      run(network, state.kernels, *geometry, *arena, threads, images.contiguous(), profile);
+  const Tensor prepared = pixels ? normalize_pixels(images, state.options.mean, state.options.std,
+                                                    at::kFloat, /*channels_last=*/false)
+                                 : images.contiguous();
+  Output output = run(network, state.kernels, *geometry, *arena, threads, prepared, profile);
   arena->settle();
   const std::lock_guard lock(state.mutex);
   state.arenas.push_back(std::move(arena));
@@ -273,6 +291,8 @@ void FrozenModel::save(const std::string& path,
   all["config"] = state_->network.config.to_json();
   all["rewrites"] = json::dump(to_json(state_->network.rewrites));
   all["dtype"] = name_of(state_->options.dtype);
+  all.try_emplace("processor", json::dump(json::Object{{"mean", to_json(state_->options.mean)},
+                                                       {"std", to_json(state_->options.std)}}));
   if (state_->options.dtype == at::kChar) {
     std::vector<std::string> int8;
     for_each_product(state_->network, [&](const std::string& name, Product& product) {
@@ -304,6 +324,11 @@ FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device d
   check(options);
   std::vector<std::string> int8, fallbacks;
   try {
+    if (!entry("processor").empty()) {
+      const json::Value processor = json::parse(entry("processor"));
+      options.mean = triple_of(processor, "mean");
+      options.std = triple_of(processor, "std");
+    }
     options.rewrites = rewrites_of(json::parse(entry("rewrites")));
     if (options.dtype == at::kChar) {
       int8 = names_of(entry("int8"));
@@ -311,7 +336,7 @@ FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device d
     }
   } catch (const json::Error& error) {
     TORCH_CHECK_VALUE(false, "load: '", path,
-                      "': the rewrites or precisions are damaged: ", error.what());
+                      "': the rewrites, precisions or processor are damaged: ", error.what());
   }
   auto state = std::make_shared<State>(
       skeleton(Config::from_json(entry("config")), options.rewrites), options);

@@ -2,6 +2,7 @@
 // or a GPU.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -23,6 +24,8 @@ struct DPT_API FreezeOptions {
   int threads = 0;
   // Where it predicts: the CPU, or a CUDA device.
   at::Device device = at::kCPU;
+  // How pixels become images normalised as in training: (pixel / 255 - mean) / std.
+  std::array<double, 3> mean{0.5, 0.5, 0.5}, std{0.5, 0.5, 0.5};
   // What of the rewrites is left out, for measurements.
   runtime::Rewrites rewrites{};
 };
@@ -37,9 +40,10 @@ class DPT_API FrozenModel {
   // without calibration images.
   explicit FrozenModel(const Model& model, const FreezeOptions& options = {});
 
-  // images: float32 [B, 3, H, W] on the model's device, normalised as in training; H and W as
-  // `Model` wants them. Depth is float32 [B, H, W], logits are [B, K, H, W] with channels next to
-  // each other. Where `profile` is one, the times of the parts are added to it (on a CPU).
+  // images: [B, 3, H, W] on the model's device, float32, normalised as in training, or pixels as
+  // uint8, of any strides, which are normalised here; H and W as `Model` wants them. Depth is
+  // float32 [B, H, W], logits are [B, K, H, W] with channels next to each other. Where `profile` is
+  // one, the times of the parts are added to it (on a CPU).
   Output operator()(const Tensor& images, runtime::Profile* profile = nullptr) const;
 
   const Config& config() const;
@@ -49,7 +53,8 @@ class DPT_API FrozenModel {
   const std::vector<std::string>& fallbacks() const;
 
   // One safetensors file: the folded tensors, in the metadata the config, "format_version", for
-  // int8 the precision of each layer, and what the caller adds. Written to a temporary name first.
+  // int8 the precision of each layer, and what the caller adds. "processor" is a JSON object with
+  // mean and std, unless the caller has one with more. Written to a temporary name first.
   void save(const std::string& path, const std::map<std::string, std::string>& metadata = {}) const;
 
   // Reads such a file, wherever it was made; tensors are packed one by one. Throws (ValueError in
