@@ -99,6 +99,43 @@ TEST(Evaluate, CacheOfASizeChangesNothing) {
   }
 }
 
+runtime::Product convolution(int64_t n, int64_t channels, int64_t kernel) {
+  runtime::Product product;
+  product.weight = torch::zeros({n, channels, kernel, kernel});
+  product.bias = torch::zeros({n});
+  product.above = product.left = kernel / 2;
+  return product;
+}
+
+TEST(Evaluate, FusesTheReluOfAConvolutionThatKeepsTheShape) {
+  const auto fuses = [](const runtime::Product& product) {
+    return runtime::fuses_relu(product, at::kCUDA, at::kBFloat16, /*deterministic=*/false);
+  };
+  const runtime::Product kept = convolution(8, 8, 3);
+  EXPECT_TRUE(fuses(kept));
+  EXPECT_TRUE(fuses(convolution(8, 8, 7)));
+  EXPECT_FALSE(fuses(convolution(16, 8, 3)));
+  EXPECT_FALSE(fuses(convolution(8, 8, 2)));
+  runtime::Product grouped = convolution(8, 2, 3);
+  grouped.groups = 4;
+  EXPECT_TRUE(fuses(grouped));
+  for (const auto& change : std::initializer_list<void (*)(runtime::Product&)>{
+           [](runtime::Product& product) { product.stride = 2; },
+           [](runtime::Product& product) { product.above = 0; },
+           [](runtime::Product& product) { product.bias = Tensor(); },
+           [](runtime::Product& product) { product.border = torch::zeros({16, 8}); }}) {
+    runtime::Product changed = kept;
+    change(changed);
+    EXPECT_FALSE(fuses(changed));
+  }
+  for (const at::ScalarType dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    EXPECT_TRUE(runtime::fuses_relu(kept, at::kCUDA, dtype, false));
+    EXPECT_FALSE(runtime::fuses_relu(kept, at::kCUDA, dtype, true));
+    EXPECT_FALSE(runtime::fuses_relu(kept, at::kCPU, dtype, false));
+  }
+  EXPECT_FALSE(runtime::fuses_relu(kept, at::kCUDA, at::kDouble, false));
+}
+
 TEST(Evaluate, LeavesImagesAndNetworkAsTheyAre) {
   runtime::Network network = runtime::prepare(
       runtime::rewrite(runtime_test::random_model(runtime_test::small(), at::kFloat)), at::kCPU,

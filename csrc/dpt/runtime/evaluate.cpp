@@ -144,11 +144,22 @@ struct Evaluation {
     return map;
   }
 
+  // Of each pixel by itself.
+  static bool is_linear(const Product& product) {
+    return product.weight.size(2) == 1 && product.weight.size(3) == 1 && product.stride == 1 &&
+           product.groups == 1 && !product.border.defined();
+  }
+
+  static bool deterministic() {
+    const auto& context = at::globalContext();
+    return context.deterministicCuDNN() || context.deterministicAlgorithms();
+  }
+
   // [B, c, H, W] -> [B, n, ceil(H / stride), ceil(W / stride)].
   Tensor convolve(const Product& product, Tensor x) {
     const int64_t height = x.size(2), width = x.size(3), stride = product.stride;
     const int64_t kh = product.weight.size(2), kw = product.weight.size(3);
-    if (kh == 1 && kw == 1 && stride == 1 && product.groups == 1 && !product.border.defined()) {
+    if (is_linear(product)) {
       return linear(product, x.permute({0, 2, 3, 1})).permute({0, 3, 1, 2});
     }
     const int64_t below = (at::ceil_div(height, stride) - 1) * stride + kh - product.above - height;
@@ -171,9 +182,31 @@ struct Evaluation {
     const Tensor y =
         at::_convolution(x, product.weight, bias, {stride, stride}, padding, {1, 1},
                          /*transposed=*/false, {0, 0}, product.groups, /*benchmark=*/true,
-                         context.deterministicCuDNN() || context.deterministicAlgorithms(),
-                         context.userEnabledCuDNN(), context.allowTF32CuDNN());
+                         deterministic(), context.userEnabledCuDNN(), context.allowTF32CuDNN());
     return border ? y + border_of(product, height, width) : y;
+  }
+
+  // The ReLU of that.
+  Tensor convolve_relu(const Product& product, const Tensor& x) {
+    if (is_linear(product) && product.bias.defined()) {  // cuBLASLt does the ReLU, too
+      const int64_t batch = x.size(0), height = x.size(2), width = x.size(3);
+      const Tensor pixels = x.permute({0, 2, 3, 1}).reshape({-1, x.size(1)});
+      return at::_addmm_activation(product.bias, pixels, product.weight.flatten(1).t())
+          .view({batch, height, width, -1})
+          .permute({0, 3, 1, 2});
+    }
+    if (fuses_relu(product, x.device().type(), x.scalar_type(), deterministic()) &&
+        at::globalContext().userEnabledCuDNN() && !cache.unfused.contains(&product)) {
+      try {
+        // The third summand that this kernel has is any map of the shape, times 0.
+        return at::cudnn_convolution_add_relu(x, product.weight, /*z=*/x, /*alpha=*/0, product.bias,
+                                              {1, 1}, {product.above, product.left}, {1, 1},
+                                              product.groups);
+      } catch (const c10::Error&) {
+        cache.unfused.insert(&product);
+      }
+    }
+    return convolve(product, x).relu_();
   }
 
   Tensor through(const std::optional<Product>& product, const Tensor& x) {
@@ -189,16 +222,20 @@ struct Evaluation {
         .contiguous(at::MemoryFormat::ChannelsLast);
   }
 
+  Tensor normed_relu(const NormedProduct& product, const Tensor& x) {
+    return product.norm_groups == 0 ? convolve_relu(product.conv, x) : normed(product, x).relu_();
+  }
+
   Tensor bottleneck(const Bottleneck& block, const Tensor& x) {
-    const Tensor first = normed(block.conv1, x).relu_();
-    const Tensor second = normed(block.conv2, first).relu_();
+    const Tensor first = normed_relu(block.conv1, x);
+    const Tensor second = normed_relu(block.conv2, first);
     const Tensor skip = block.downsample ? normed(*block.downsample, x) : x;
     return normed(block.conv3, second).add_(skip).relu_();
   }
 
   std::vector<Tensor> stages(const Stages& stages, const Tensor& images) {
     const Tensor stem =
-        normed(stages.stem, images.to(dtype).contiguous(at::MemoryFormat::ChannelsLast)).relu_();
+        normed_relu(stages.stem, images.to(dtype).contiguous(at::MemoryFormat::ChannelsLast));
     Tensor x = stages.zero_padded_pool
                    ? at::max_pool2d(at::constant_pad_nd(stem, {0, 1, 0, 1}), 3, 2)
                    : at::max_pool2d(stem, 3, 2, 1);
@@ -307,7 +344,7 @@ struct Evaluation {
 
   Tensor residual(const Unit& unit, const Tensor& x) {
     const Tensor relu = x.relu();
-    const Tensor y = convolve(unit.conv2, convolve(unit.conv1, relu).relu_());
+    const Tensor y = convolve(unit.conv2, convolve_relu(unit.conv1, relu));
     return y + (network.relu_skip ? relu : x);
   }
 
@@ -337,8 +374,8 @@ struct Evaluation {
   // A 3x3 convolution of `x` resized to twice its size.
   Tensor convolve_resized(const Product& product, const Tensor& x, bool align_corners, bool relu) {
     if (!network.rewrites.products_first) {
-      const Tensor y = convolve(product, resized(x, align_corners));
-      return relu ? y.relu() : y;
+      const Tensor y = resized(x, align_corners);
+      return relu ? convolve_relu(product, y) : convolve(product, y);
     }
     return upsample_gather(products(product, x), product.bias, product.border, 2 * x.size(2),
                            2 * x.size(3), align_corners, relu)
@@ -406,6 +443,16 @@ struct Evaluation {
 };
 
 }  // namespace
+
+bool fuses_relu(const Product& product, at::DeviceType device, at::ScalarType dtype,
+                bool deterministic) {
+  const int64_t kh = product.weight.size(2), kw = product.weight.size(3);
+  const bool keeps_shape = product.stride == 1 && kh == 2 * product.above + 1 &&
+                           kw == 2 * product.left + 1 && product.n() == product.channels();
+  return device == at::kCUDA &&
+         (dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16) && keeps_shape &&
+         product.bias.defined() && !product.border.defined() && !deterministic;
+}
 
 Network prepare(const Network& network, at::Device device, at::ScalarType dtype) {
   const at::NoGradGuard no_grad;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 
 #include "dpt/runtime/network.h"
 
@@ -17,12 +18,19 @@ DPT_API Network prepare(const Network& network, at::Device device, at::ScalarTyp
 struct SizeCache {
   Tensor pos_embed{};                         // [h * w, D]
   std::map<const Product*, Tensor> border{};  // bias and border of each output pixel, [1, n, H, W]
+  std::set<const Product*> unfused{};         // cuDNN has no kernel that does its ReLU, too
 };
 
-// The output for contiguous images [B, 3, H, W] of a size that fits, on the device of a prepared
-// network. Depth is float32 [B, H, W] (of a float64 network: float64), logits [B, K, H, W]
-// likewise. All work is on the current stream, and the host waits for none of it. Products of
-// float32 follow PyTorch's switches of TF32.
+// Whether cuDNN is asked for one kernel that does a convolution, its bias and the ReLU behind it:
+// for a map of such a type and a convolution that keeps its size and channels. What it takes is not
+// deterministic.
+DPT_API bool fuses_relu(const Product& product, at::DeviceType device, at::ScalarType dtype,
+                        bool deterministic);
+
+// The output for dense images [B, 3, H, W] of a size that fits, normalised, on the device of a
+// prepared network. Depth is float32 [B, H, W] (of a float64 network: float64), logits
+// [B, K, H, W] likewise. All work is on the current stream, and the host waits for none of it.
+// Products of float32 follow PyTorch's switches of TF32.
 DPT_API Output evaluate(const Network& network, SizeCache& cache, const Tensor& images);
 
 }  // namespace dpt::runtime
