@@ -8,7 +8,9 @@ encoder as it is. A peer that fails or is not installed is named with its error.
 `latency_ms` is the time on the wall of one call until its result is there, `throughput_ms` that of one of --calls calls
 in a row, between CUDA events. Images lie on the GPU, normalised; nothing is copied to the host. `memory_mib` is the
 peak while the case was made and first called, weights included, beyond what was there before; `first_call_s` the time
-of that, compilation included. `error` is the largest difference to the network in float64, over the range of its map.
+of that, compilation included. "ours, pixels" is given uint8 [B, H, W, 3], permuted, as a camera gives it, of which the
+images of all others were made before; "ours, float8" has the linear layers of its blocks in float8_e4m3fn (with
+--dtype bfloat16). `error` is the largest difference to the network in float64, over the range of its map.
 
 With --train a step is forward under autocast, backward and AdamW(fused=True) on float32 weights, with the same loss;
 the peers are transformers eager and compiled.
@@ -194,13 +196,15 @@ def encoder_alone(images: Tensor) -> Case:
     return case
 
 
-def makers_of(folder: str, images: Tensor) -> dict[str, Callable[[], Case]]:
+def makers_of(folder: str, pixels: Tensor, images: Tensor) -> dict[str, Callable[[], Case]]:
     cast = images.to(DTYPE)
 
-    def ours() -> Case:
-        model = torchdpt.DPTModel.from_pretrained(folder)
-        frozen = model.freeze(DTYPE, device=args.device)
-        return lambda: frozen(images).depth
+    def ours(given: Tensor, dtype: torch.dtype) -> Callable[[], Case]:
+        def make() -> Case:
+            frozen = torchdpt.DPTModel.from_pretrained(folder).freeze(dtype, device=args.device)
+            return lambda: frozen(given).depth
+
+        return make
 
     def eager() -> Case:
         peer = peer_from(folder, DTYPE)
@@ -219,14 +223,24 @@ def makers_of(folder: str, images: Tensor) -> dict[str, Callable[[], Case]]:
     if args.model in TIMM and importlib.util.find_spec("timm"):
         all_of_them["timm"] = ("encoder alone, timm compiled", lambda: encoder_alone(cast))
     wanted = args.peers.split(",")
-    return {"ours": ours} | {case: make for peer, (case, make) in all_of_them.items() if peer in wanted}
+    own = {"ours": ours(images, DTYPE), "ours, pixels": ours(pixels, DTYPE)}
+    if ON_GPU and args.dtype == "bfloat16":
+        own["ours, float8"] = ours(images, torch.float8_e4m3fn)
+    return own | {case: make for peer, (case, make) in all_of_them.items() if peer in wanted}
 
 
 # --- the two tables ---
 
 
-def random_images() -> Tensor:
-    return torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)).to(args.device)
+def random_pixels() -> Tensor:
+    """uint8 [B, 3, H, W], channels next to each other."""
+    shape = (args.batch, args.size, args.size, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return pixels.to(args.device).permute(0, 3, 1, 2)
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    return ((pixels / 255 - 0.5) / 0.5).contiguous()
 
 
 def roofline(rows: list[dict[str, Any]]) -> None:
@@ -256,7 +270,8 @@ def compare(cases: dict[str, Case], facts: dict[str, dict[str, Any]]) -> list[di
 
 @torch.no_grad()
 def inference() -> list[dict[str, Any]]:
-    images = random_images()
+    pixels = random_pixels()
+    images = normalized(pixels)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         torchdpt.DPTModel(args.model).save_pretrained(folder, layout="transformers")
@@ -268,7 +283,7 @@ def inference() -> list[dict[str, Any]]:
         cases: dict[str, Case] = {}
         facts: dict[str, dict[str, Any]] = {}
         failed = []
-        for name, make in makers_of(folder, images).items():
+        for name, make in makers_of(folder, pixels, images).items():
             try:
                 cases[name], facts[name] = made(make)
             except Exception as error:
@@ -285,7 +300,7 @@ def inference() -> list[dict[str, Any]]:
 
 
 def training() -> list[dict[str, Any]]:
-    images = random_images()
+    images = normalized(random_pixels())
     target = torch.rand(args.batch, args.size, args.size, generator=torch.Generator().manual_seed(1)).to(args.device)
     known = torch.ones_like(target, dtype=torch.bool)
 

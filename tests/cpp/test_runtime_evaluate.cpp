@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include "dpt/runtime/evaluate.h"
+#include "dpt/runtime/prepare.h"
 #include "runtime_networks.h"
 
 namespace {
@@ -81,6 +82,42 @@ TEST(Evaluate, HalfTypesAreAsNearAsTheModelIn) {
       // Roundings fall elsewhere; the largest of their sums varies by about this much.
       EXPECT_LT(own, 2 * models + 1e-5) << "model " << models << ", dtype " << dtype;
     }
+  }
+}
+
+TEST(Evaluate, Float8IsForTheLinearLayersOfTheBlocks) {
+  const torch::NoGradGuard no_grad;
+  for (const dpt::Config& config : runtime_test::transformers()) {
+    torch::manual_seed(0);
+    const runtime::Network network =
+        runtime::rewrite(runtime_test::random_model(config, at::kFloat));
+    const auto float8 = runtime::prepare(network, at::kCPU, at::kFloat8_e4m3fn),
+               bfloat16 = runtime::prepare(network, at::kCPU, at::kBFloat16);
+    // With the weights that the codes mean.
+    runtime::Network meant = network;
+    for (size_t i = 0; i < network.transformer->blocks.size(); ++i) {
+      for (runtime::Product runtime::Block::* layer :
+           {&runtime::Block::qkv, &runtime::Block::proj, &runtime::Block::fc1,
+            &runtime::Block::fc2}) {
+        const runtime::Product& product = float8.transformer->blocks[i].*layer;
+        EXPECT_EQ(product.weight.scalar_type(), at::kFloat8_e4m3fn);
+        Tensor& weight = (meant.transformer->blocks[i].*layer).weight;
+        const Tensor decoded =
+            (product.weight.to(at::kFloat) * product.scale.view({-1, 1})).view_as(weight);
+        // Half a step of three bits, or of the smallest numbers.
+        const Tensor bound = weight.abs() / 16 + product.scale.view({-1, 1, 1, 1}) / 1024;
+        EXPECT_TRUE(((decoded - weight).abs() <= bound * 1.001).all().item<bool>());
+        weight = decoded;
+      }
+    }
+    const Tensor images = torch::randn({2, 3, 64, 96});
+    const dpt::Output want = evaluated(runtime::prepare(meant, at::kCPU, at::kFloat), images);
+    const dpt::Output got = evaluated(float8, images);
+    const Tensor any = got.depth.defined() ? got.depth : got.logits;
+    EXPECT_EQ(any.scalar_type(), at::kFloat);
+    // What is left is the rounding of tokens, by 1 / 16 at most, and of all else to bfloat16.
+    EXPECT_LT(error(got, want), 0.15);
+    EXPECT_GT(error(got, evaluated(bfloat16, images)), 0);
   }
 }
 

@@ -86,4 +86,4 @@ def test_bench_of_a_frozen_network_shows_its_parts(
 
 def test_bench_refuses_what_cannot_be_frozen(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", checkpoint, "--frozen", "--dtype", "float16"]) == 2
-    assert "or float16 on a CUDA device, got Half on cpu" in capsys.readouterr().err
+    assert "or float8_e4m3fn on a CUDA device, got Half on cpu" in capsys.readouterr().err

@@ -348,7 +348,7 @@ def test_images_that_do_not_fit_are_refused(images: torch.Tensor, message: str) 
 
 def test_options_that_do_not_exist_are_refused() -> None:
     model = make_model(VIT)
-    with pytest.raises(ValueError, match="or float16 on a CUDA device, got Half on cpu"):
+    with pytest.raises(ValueError, match="or float8_e4m3fn on a CUDA device, got Half on cpu"):
         model.freeze(torch.float16)
     with pytest.raises(ValueError, match="device must be cpu or cuda, got meta"):
         model.freeze(device="meta")

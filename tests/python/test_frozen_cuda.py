@@ -82,6 +82,21 @@ def test_every_rewrite_can_be_left_out(without: str, no_tf32: None) -> None:
     assert error(got, exact(model, images)) < 1e-4
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["vit", "hybrid joint, metric"])
+def test_float8_is_near_bfloat16(name: str, tmp_path: Path) -> None:
+    model = make_model(FAMILY[name])
+    images = torch.randn(2, 3, 64, 96)
+    want = exact(model, images)
+    frozen = model.freeze(torch.float8_e4m3fn, device="cuda")
+    assert frozen.dtype == torch.float8_e4m3fn
+    got = on_cpu(frozen(images.cuda()))
+    # Factors are off by up to a sixteenth; maps of few, random layers by a few percent.
+    assert 0 < error(got, want) < 0.2
+    frozen.save(tmp_path / "frozen")
+    assert same_bits(on_cpu(FrozenModel.load(tmp_path / "frozen", device="cuda")(images.cuda())), got)
+
+
 # --- graphs ---
 
 
@@ -239,7 +254,7 @@ def test_files_pass_between_devices(tmp_path: Path, no_tf32: None) -> None:
         assert loaded.device == torch.device("cuda:0")
         assert error(on_cpu(loaded(images.cuda())), FrozenModel.load(tmp_path / "cuda")(images)) < 1e-4
     model.freeze(torch.float16, device="cuda").save(tmp_path / "half")
-    with pytest.raises(ValueError, match="float16 on a CUDA device, got Half on cpu"):
+    with pytest.raises(ValueError, match="float8_e4m3fn on a CUDA device, got Half on cpu"):
         FrozenModel.load(tmp_path / "half")
 
 

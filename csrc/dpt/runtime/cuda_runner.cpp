@@ -15,6 +15,7 @@
 
 #include "dpt/ops/normalize_pixels.h"
 #include "dpt/runtime/evaluate.h"
+#include "dpt/runtime/prepare.h"
 #endif
 
 namespace dpt::runtime {
@@ -56,7 +57,7 @@ struct CudaRunner::State {
 
   Network network;
   at::Device device;
-  at::ScalarType dtype;
+  at::ScalarType dtype;             // of maps
   std::array<double, 3> mean, std;  // of pixels
   CUDAStream side;                  // for warm-up and capture
   std::mutex mutex;
@@ -67,7 +68,7 @@ struct CudaRunner::State {
         const std::array<double, 3>& mean, const std::array<double, 3>& std)
       : network(prepare(network, device, dtype)),
         device(device),
-        dtype(dtype),
+        dtype(type_of_maps(dtype)),
         mean(mean),
         std(std),
         side(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
@@ -143,6 +144,12 @@ CudaRunner::CudaRunner(const Network& network, at::Device device, at::ScalarType
   TORCH_CHECK_VALUE(index < c10::cuda::device_count(), "freeze: device ", device,
                     " was asked for, and torch sees ", c10::cuda::device_count(),
                     " GPUs, counted from 0");
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+  TORCH_CHECK_VALUE(dtype != at::kFloat8_e4m3fn || 10 * major + minor >= 89,
+                    "freeze: float8_e4m3fn needs a GPU of compute capability 8.9 or more, got ",
+                    major, ".", minor, "; freeze in bfloat16");
   const PlainTensors plain;
   const at::Device placed(at::kCUDA, index);
   const c10::cuda::CUDAGuard guard(placed);

@@ -9,11 +9,6 @@
 
 namespace dpt::runtime {
 
-// A copy of `network` for `evaluate`, on `device`: weights of `dtype` with channels next to each
-// other; those of a convolution of a resized map as [9 * n, c, 1, 1], the taps one after another;
-// the phases of a level as one 3x3 convolution, of s * s * n channels.
-DPT_API Network prepare(const Network& network, at::Device device, at::ScalarType dtype);
-
 // What depends on the size of the images alone. The first pass fills it.
 struct SizeCache {
   Tensor pos_embed{};                         // [h * w, D]

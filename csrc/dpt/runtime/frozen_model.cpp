@@ -45,10 +45,11 @@ Rewrites rewrites_of(const json::Value& value) {
   return rewrites;
 }
 
-constexpr std::array<std::pair<at::ScalarType, const char*>, 4> kDtypes{
+constexpr std::array<std::pair<at::ScalarType, const char*>, 5> kDtypes{
     {{at::kFloat, "float32"},
      {at::kBFloat16, "bfloat16"},
      {at::kHalf, "float16"},
+     {at::kFloat8_e4m3fn, "float8_e4m3fn"},
      {at::kChar, "int8"}}};
 
 const char* name_of(at::ScalarType dtype) {
@@ -65,9 +66,9 @@ void check(const FreezeOptions& options) {
                     device);
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 ||
                         (dtype == at::kChar && device.is_cpu()) ||
-                        (dtype == at::kHalf && device.is_cuda()),
-                    "freeze: dtype must be float32, bfloat16, int8 on a CPU, or float16 on a CUDA "
-                    "device, got ",
+                        ((dtype == at::kHalf || dtype == at::kFloat8_e4m3fn) && device.is_cuda()),
+                    "freeze: dtype must be float32, bfloat16, int8 on a CPU, or float16 or "
+                    "float8_e4m3fn on a CUDA device, got ",
                     dtype, " on ", device);
 }
 
@@ -320,7 +321,7 @@ FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device d
     if (entry("dtype") == name) options.dtype = dtype;
   }
   TORCH_CHECK_VALUE(entry("dtype") == name_of(options.dtype), "load: '", path, "' has dtype ",
-                    entry("dtype"), "; wanted float32, bfloat16, float16 or int8");
+                    entry("dtype"), "; wanted float32, bfloat16, float16, float8_e4m3fn or int8");
   check(options);
   std::vector<std::string> int8, fallbacks;
   try {

@@ -15,7 +15,9 @@ namespace dpt {
 struct DPT_API FreezeOptions {
   // Of the factors of products: float32 or bfloat16 (whose sums are float32, too). On a CPU also
   // int8 where that pays and the calibration images allow (runtime/calibration.h), float32
-  // elsewhere; on a GPU also float16, and there maps are of this type, too.
+  // elsewhere; on a GPU also float16, and there maps are of this type, too, or float8_e4m3fn: the
+  // linear layers of the transformer's blocks, with a scale for each token and each output channel,
+  // and all else as of bfloat16.
   at::ScalarType dtype = at::kFloat;
   // For int8, and only for it: images as the model will see, each tensor float32 [N, 3, H, W] on
   // the CPU, normalised as in training.

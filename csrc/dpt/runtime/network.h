@@ -23,6 +23,7 @@ struct Product {
   int64_t stride = 1, above = 0, left = 0, groups = 1;
   Precision precision = Precision::kFloat32;      // in which it is packed
   std::shared_ptr<const PackedProduct> packed{};  // see packed.h
+  Tensor scale{};  // of a float8 weight, what each output channel is times, [n]; see evaluate.h
 
   bool defined() const { return weight.defined(); }
   int64_t n() const { return weight.size(0); }
