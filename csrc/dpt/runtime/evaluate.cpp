@@ -7,6 +7,7 @@
 
 #include "dpt/ops/add_layer_norm.h"
 #include "dpt/ops/autocast.h"
+#include "dpt/ops/group_norm.h"
 #include "dpt/ops/quantize_rows.h"
 #include "dpt/ops/resize.h"
 #include "dpt/ops/upsample_add.h"
@@ -131,27 +132,27 @@ struct Evaluation {
 
   // --- convolutional stages ---
 
-  Tensor normed(const NormedProduct& product, const Tensor& x) {
-    const Tensor y = convolve(product.conv, x);
-    if (product.norm_groups == 0) return y;
-    return at::group_norm(y, product.norm_groups, product.weight, product.bias, /*eps=*/1e-5)
-        .contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor normed(const NormedProduct& product, const Tensor& x, bool relu) {
+    if (product.norm_groups > 0) return group_normed(product, x, /*add=*/{}, relu);
+    return relu ? convolve_relu(product.conv, x) : convolve(product.conv, x);
   }
 
-  Tensor normed_relu(const NormedProduct& product, const Tensor& x) {
-    return product.norm_groups == 0 ? convolve_relu(product.conv, x) : normed(product, x).relu_();
+  Tensor group_normed(const NormedProduct& product, const Tensor& x, const Tensor& add, bool relu) {
+    return group_norm(convolve(product.conv, x).contiguous(at::MemoryFormat::ChannelsLast),
+                      product.norm_groups, product.weight, product.bias, /*eps=*/1e-5, add, relu);
   }
 
   Tensor bottleneck(const Bottleneck& block, const Tensor& x) {
-    const Tensor first = normed_relu(block.conv1, x);
-    const Tensor second = normed_relu(block.conv2, first);
-    const Tensor skip = block.downsample ? normed(*block.downsample, x) : x;
-    return normed(block.conv3, second).add_(skip).relu_();
+    const Tensor first = normed(block.conv1, x, /*relu=*/true);
+    const Tensor second = normed(block.conv2, first, /*relu=*/true);
+    const Tensor skip = block.downsample ? normed(*block.downsample, x, /*relu=*/false) : x;
+    if (block.conv3.norm_groups > 0) return group_normed(block.conv3, second, skip, /*relu=*/true);
+    return convolve(block.conv3.conv, second).add_(skip).relu_();
   }
 
   std::vector<Tensor> stages(const Stages& stages, const Tensor& images) {
-    const Tensor stem =
-        normed_relu(stages.stem, images.to(dtype).contiguous(at::MemoryFormat::ChannelsLast));
+    const Tensor stem = normed(
+        stages.stem, images.to(dtype).contiguous(at::MemoryFormat::ChannelsLast), /*relu=*/true);
     Tensor x = stages.zero_padded_pool
                    ? at::max_pool2d(at::constant_pad_nd(stem, {0, 1, 0, 1}), 3, 2)
                    : at::max_pool2d(stem, 3, 2, 1);

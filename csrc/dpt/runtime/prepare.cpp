@@ -42,8 +42,8 @@ struct Preparation {
 
   void prepare(NormedProduct& product) const {
     prepare(product.conv);
-    product.weight = placed(product.weight, dtype);
-    product.bias = placed(product.bias, dtype);
+    wide(product.weight);
+    wide(product.bias);
   }
 
   void prepare(Stages& stages) const {

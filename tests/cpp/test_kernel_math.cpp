@@ -1,0 +1,87 @@
+// The scalar code of CUDA kernels of frozen models, on the host: what many lanes make of a row with
+// V values at once is what one lane makes of it, value by value. Their numbers:
+// tests/python/test_{normalize_pixels,quantize_rows,group_norm}.py.
+#include <c10/util/BFloat16.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "dpt/ops/group_norm_math.h"
+#include "dpt/ops/normalize_pixels_math.h"
+#include "dpt/ops/quantize_rows_math.h"
+
+namespace {
+
+template <class T>
+std::vector<T> random_values(int64_t count) {
+  std::mt19937 engine(0);
+  std::normal_distribution<float> draw;
+  std::vector<T> values(count);
+  for (T& value : values) value = static_cast<T>(draw(engine));
+  return values;
+}
+
+TEST(KernelMath, LanesShareARowOfPixels) {
+  const int64_t H = 3, W = 70;
+  const dpt::pixels::Map map{
+      2, H, W, {H * W * 4, 1, W * 4, 4}, {H * W * 3, H * W, W, 1}};  // of four values a pixel
+  const dpt::pixels::Normalization by{{0.5F, 1, 2}, {-1, 0, 1}};
+  std::vector<uint8_t> in(2 * H * W * 4);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<uint8_t>(37 * i);
+  std::vector<float> alone(2 * H * W * 3, -7), shared = alone;
+  for (int64_t row = 0; row < 2 * H; ++row) {
+    dpt::pixels::normalize_row(map, by, in.data(), alone.data(), row, 0, 1);
+    for (int lane = 0; lane < 32; ++lane) {
+      dpt::pixels::normalize_row(map, by, in.data(), shared.data(), row, lane, 32);
+    }
+  }
+  EXPECT_EQ(alone, shared);
+  EXPECT_EQ(alone[H * W + 1], static_cast<float>(in[5]));  // the second channel of the second pixel
+}
+
+TEST(KernelMath, LanesShareARowThatIsQuantized) {
+  for (const int64_t D : {8, 256, 768, 1000}) {
+    auto x = random_values<c10::BFloat16>(D);
+    x[D - 1] = 9;
+    alignas(16) c10::BFloat16 aligned[1000];
+    std::copy(x.begin(), x.end(), aligned);
+    std::vector<uint8_t> alone(D);
+    alignas(16) uint8_t shared[1000];
+    const float scale = dpt::float8::quantize_row<1>(x.data(), alone.data(), D, 0, 1,
+                                                     [](float size) { return size; });
+    EXPECT_EQ(scale, 9 / 448.0F);
+    std::vector<float> sizes(32);
+    for (int lane = 0; lane < 32; ++lane) {
+      dpt::float8::quantize_row<8>(aligned, shared, D, lane, 32,
+                                   [&](float size) { return sizes[lane] = size; });
+    }
+    const float largest = *std::max_element(sizes.begin(), sizes.end());
+    for (int lane = 0; lane < 32; ++lane) {
+      EXPECT_EQ(dpt::float8::quantize_row<8>(aligned, shared, D, lane, 32,
+                                             [&](float) { return largest; }),
+                scale);
+    }
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), shared)) << D;
+  }
+}
+
+TEST(KernelMath, LanesAndPartsShareTheMomentsOfAGroup) {
+  const dpt::norm::Groups n{1, 77, 12, 4};
+  const auto x = random_values<float>(n.pixels * n.C);
+  for (int64_t group = 0; group < n.groups; ++group) {
+    const auto alone = dpt::norm::moments<double>(n, x.data(), group, 0, n.pixels, 0, 1);
+    dpt::norm::Moments<double> shared{0, 0};
+    for (int64_t part = 0; part < 3; ++part) {
+      for (int lane = 0; lane < 32; ++lane) {
+        shared.add(dpt::norm::moments<double>(n, x.data(), group, n.pixels * part / 3,
+                                              n.pixels * (part + 1) / 3, lane, 32));
+      }
+    }
+    EXPECT_NEAR(alone.sum, shared.sum, 1e-10);
+    EXPECT_NEAR(alone.squares, shared.squares, 1e-10);
+  }
+}
+
+}  // namespace
