@@ -118,6 +118,9 @@ def test_wrong_value_is_refused_by_its_name(key: str, value: Any) -> None:
     [
         ("steps", True, "steps: must be int | None, got True"),
         ("loss.alpha", False, "loss.alpha: must be float, got False"),
+        ("optimizer.betas", [0.9, True], "optimizer.betas: must be tuple[float, float], got [0.9, True]"),
+        ("augmentation.colors", True, "augmentation: colors must be float, got True"),
+        ("augmentation.crop", [True, 96], "augmentation: crop must be tuple[int, int] | None, got [True, 96]"),
         ("compile", 3, "compile: must be true or false, got 3"),
         ("steps", 1.5, "steps: must be a whole number, got 1.5"),
         ("steps", "many", "steps: must be a whole number, got 'many'"),

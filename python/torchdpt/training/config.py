@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -30,6 +30,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _has_bool_for_number(value: Any, hint: Any) -> bool:
+    """Whether true or false, alone or in a list, stands where the type has none: pydantic takes them for 1 and 0."""
+    value = tuple(value) if isinstance(value, list) else value
+    parts = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(part, bool) for part in parts) and not is_of(value, hint)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -37,7 +44,7 @@ class _Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         hint = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and not is_of(value, hint):
+        if _has_bool_for_number(value, hint):
             raise ValueError(f"must be {name_of(hint)}")
         return value
 
@@ -255,6 +262,15 @@ class TrainConfig(_Section):
     save_every: int = Field(1000, ge=0)
     keep: int = Field(2, ge=1)
     panels: int = Field(4, ge=0)
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _true_is_no_number_there_either(cls, value: Any) -> Any:
+        hints = get_type_hints(Augmentation)
+        for name, part in value.items() if isinstance(value, dict) else ():
+            if name in hints and _has_bool_for_number(part, hints[name]):
+                raise ValueError(f"{name} must be {name_of(hints[name])}, got {part!r}")
+        return value
 
     @model_validator(mode="after")
     def _data(self) -> Self:
