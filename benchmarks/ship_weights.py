@@ -13,7 +13,9 @@ def main(source: str, target: str) -> None:
     config = trained.config.replace(num_classes=0)
     model = torchdpt.DPTModel(config, device="meta")
     kept = model.state_dict().keys()
-    model.load_state_dict({name: t.half() for name, t in trained.state_dict().items() if name in kept}, assign=True)
+    model.load_state_dict(
+        {n: t.half() if t.is_floating_point() else t for n, t in trained.state_dict().items() if n in kept}, assign=True
+    )
     model.processor = trained.processor
     model.save_pretrained(target)
 
