@@ -4,8 +4,9 @@
     python benchmarks/bench_cpu.py --curves [--model dpt_base] [--repetitions 5]
 
 Weights are random and the same for all. The peers: transformers eager; torch.compile with freezing and max-autotune;
-AOTInductor; ONNX Runtime (float32); OpenVINO, whose precision is pinned; zentorch. Those that are not installed are
-left out; zentorch 2.13.0.2 installs beside torch 2.13, and optimises on processors with AVX-512 alone.
+AOTInductor; ONNX Runtime (float32); OpenVINO, whose precision is pinned (int8 by nncf, calibrated like ours by the
+images that are timed); zentorch. Those that are not installed are left out; zentorch 2.13.0.2 installs beside torch
+2.13, and optimises on processors with AVX-512 alone.
 
 `error` is the largest difference to transformers' network in float64, over the range of its map; it is measured before
 any time. `ready_s` is what it takes to freeze the model, to make a session of a file, or to compile; `first_call_ms` is
@@ -45,7 +46,7 @@ def map_of(config: torchdpt.DPTConfig, output: torchdpt.DPTOutput) -> Tensor:
 
 
 def ours(model: torchdpt.DPTModel, images: Tensor, dtype: torch.dtype, without: tuple[str, ...] = ()) -> Case:
-    frozen = model.freeze(dtype, without=without)
+    frozen = model.freeze(dtype, without=without, calibration=images if dtype == torch.int8 else None)
     return lambda: map_of(model.config, frozen(images))
 
 
@@ -65,7 +66,7 @@ def rewritten_file(model: torchdpt.DPTModel, images: Tensor, path: Path, without
 def products(dtype: torch.dtype) -> dict[str, tuple[float, Case]]:
     """Products that run about as fast as this machine can: their floating-point operations, and the call."""
     found: dict[str, tuple[float, Case]] = {}
-    for kind in {torch.float32, dtype}:
+    for kind in {torch.float32, dtype} - {torch.int8}:
         side, channels, pixels = 1536, 256, 96
         a, b = torch.randn(2, side, side).to(kind)
         x = torch.randn(1, channels, pixels, pixels).to(kind).contiguous(memory_format=torch.channels_last)
@@ -111,7 +112,7 @@ def rows_of(
         row = {"case": name, **times[name], **facts[name]}
         if counted:
             row["fastest_peer_to_this"] = round(min(counted) / times[name]["median_ms"], 3)
-        if name == "ours":
+        if name == "ours" and flop > 0:
             rate = flop / times[name]["median_ms"] / 1e6
             row |= {"gflop": round(flop / 1e9, 2), "gflop_per_s": round(rate, 1)}
             row |= {"peak_gflop_per_s": round(max(rates.values()), 1)}
@@ -132,13 +133,17 @@ def measure(batch: int, size: int, args: argparse.Namespace, threads: list[int])
         model.save_pretrained(folder, layout="transformers")
         exact = torch.float32 if args.curves else torch.float64
         want = Peer(folder, model.config, exact)(images.to(exact)).double()
-        model.freeze(dtype).save(f"{folder}/ours.frozen")
-        flop = executed_flop(f"{folder}/ours.frozen", batch, size, size)
+        flop = 0
+        if dtype != torch.int8:
+            model.freeze(dtype).save(f"{folder}/ours.frozen")
+            flop = executed_flop(f"{folder}/ours.frozen", batch, size, size)
         makers: dict[str, Callable[[], Case]] = {"ours": lambda: ours(model, images, dtype)}
+        if dtype == torch.int8:
+            makers["ours, bfloat16"] = lambda: ours(model, images, torch.bfloat16)
         if args.without:
             for name in REWRITES:
                 makers[f"ours without {name}"] = lambda name=name: ours(model, images, dtype, (name,))
-        if "transformers" in names:
+        if "transformers" in names and dtype != torch.int8:
             makers["ours, unfrozen"] = lambda: unfrozen(model, folder, images, dtype)
         makers |= peers(names, folder, model.config, images, dtype)
         if args.rewritten:
@@ -156,7 +161,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model", default="dpt_base", choices=PRESETS)
 parser.add_argument("--size", type=int, default=384)
 parser.add_argument("--batch", type=int, default=1)
-parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "int8"))
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--warm-up", type=int, default=2)
 parser.add_argument("--repetitions", type=int, default=15)

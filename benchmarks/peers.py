@@ -73,14 +73,23 @@ def onnx_runtime(path: str, images: Tensor) -> Case:
 
 
 def openvino(path: str, images: Tensor, dtype: torch.dtype) -> Case:
+    """What int8 leaves is bfloat16 where the processor has it."""
     import openvino
 
+    core = openvino.Core()
+    network = core.read_model(path)
+    half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == torch.int8:
+        import nncf
+
+        samples = nncf.Dataset([image.numpy()[None] for image in images])
+        network = nncf.quantize(network, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
     settings = {
-        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
+        "INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 or not half else "bf16",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = core.compile_model(network, "CPU", settings)
     return lambda: torch.from_numpy(compiled([images.numpy()])[0].copy())
 
 
@@ -111,9 +120,9 @@ def peers(
     names: list[str], folder: str, config: torchdpt.DPTConfig, images: Tensor, dtype: torch.dtype
 ) -> dict[str, Callable[[], Case]]:
     """What makes each case. Peers that are not installed, or do not have the precision, are left out."""
-    cast = images.to(dtype)
     found: dict[str, Callable[[], Case]] = {}
-    if set(names) & {"transformers", "compile", "autotune", "aoti", "zentorch"}:
+    if dtype != torch.int8 and set(names) & {"transformers", "compile", "autotune", "aoti", "zentorch"}:
+        cast = images.to(dtype)
         network = Peer(folder, config, dtype)
         eager: dict[str, Callable[[], Case]] = {
             "transformers": lambda: lambda: network(cast),
@@ -143,6 +152,6 @@ def runtimes(
     found: dict[str, Callable[[], Case]] = {}
     if "onnxruntime" in names and dtype == torch.float32 and installed("onnxruntime"):
         found[f"ONNX Runtime{what}"] = lambda: onnx_runtime(path, images)
-    if "openvino" in names and installed("openvino"):
+    if "openvino" in names and installed("openvino") and (dtype != torch.int8 or installed("nncf")):
         found[f"OpenVINO{what}"] = lambda: openvino(path, images, dtype)
     return found

@@ -81,7 +81,7 @@ class FrozenModel(Network):
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Layers that would have cost too much in int8 and are float32; the worst first, named as in the file."""
+        """Layers that would have cost too much in int8 and are not; the worst first, named as in the file."""
         return tuple(self._core.fallbacks())
 
     @property

@@ -316,11 +316,12 @@ class DPTModel(nn.Module, Network):  # in this order FSDP can give it another cl
 
         Args:
             dtype: Of the factors of products: float32, bfloat16, on a GPU also float16, on a CPU also int8 in layers
-                where it pays and does little harm, with float32 in the others (`FrozenModel.fallbacks`). Results are
-                float32. On a GPU maps are of this type, too, and float32 follows PyTorch's switches of TF32;
-                float8_e4m3fn is for the linear layers of a transformer's blocks, with bfloat16 for all else.
+                where it pays and does little harm (`FrozenModel.fallbacks` names those where it does more), with
+                float32 in the others, or bfloat16 on processors with AMX. Results are float32. On a GPU maps are of
+                this type, too, and float32 follows PyTorch's switches of TF32; float8_e4m3fn is for the linear layers
+                of a transformer's blocks, with bfloat16 for all else.
             calibration: For int8, and only for it: photographs like those to predict for, eight, say. On them the mean
-                error of int8 against float32 is at most 0.5 % of an output's range; layers become float32 until it is.
+                error of int8 against float32 is at most 0.5 % of an output's range; layers fall back until it is.
                 A list of what `predict` takes, or float32 [N, 3, H, W] on the CPU, as `forward` takes them.
             device: Where it will predict, "cpu" or a CUDA device, wherever the model is.
             threads: How many threads one call takes on a CPU. Default: `torch.get_num_threads()` at the call.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <optional>
 
 #include "dpt/ops/autocast.h"
@@ -49,37 +50,36 @@ void check(const Tensor& grad, const Tensor& x) {
 
 // --- the gradient ---
 
+// Pixels whose products are made at once: small images together.
+constexpr int64_t kPixels = 16384;
+
 // Each of the nine taps is a product of all gradients [pixels, K], transposed, with all inputs
-// [pixels, C], one of them shifted by the tap; a pixel is a row, since channels come last. A shift
-// to the side runs over the ends of image rows: gradients there are set to zero, in a copy of one
-// image. Bound by flops, and they are those of the convolution.
+// [pixels, C], one of them shifted by the tap; a pixel is a row, since channels come last. Both
+// have a border of zeros, so that a shift never takes a pixel to another row or image. Bound by
+// flops, and they are nearly those of the convolution.
 Tensor weight_gradient_cpu(const Tensor& grad, const Tensor& x) {
   check(grad, x);
   const int64_t B = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), K = grad.size(1);
   const auto type = at::isReducedFloatingType(x.scalar_type()) ? at::kFloat : x.scalar_type();
   const Tensor taps = at::zeros({3, 3, K, C}, x.options().dtype(type));
-  const auto add_column = [&](int64_t column, const Tensor& rows, const Tensor& pixels) {
-    for (int64_t row = 0; row < 3; ++row) {
-      const int64_t shift = (row - 1) * W + (column - 1);
-      const int64_t begin = std::max<int64_t>(0, -shift), end = H * W - std::max<int64_t>(0, shift);
-      if (begin >= end) continue;
-      taps[row][column].addmm_(rows.slice(0, begin, end).t(),
-                               pixels.slice(0, begin + shift, end + shift));
-    }
-  };
-  for (int64_t image = 0; image < B; ++image) {
-    const auto as_rows = [&](const Tensor& map) {  // [H * W, channels]
-      return map[image].permute({1, 2, 0}).to(type).contiguous().flatten(0, 1);
+  const int64_t group = std::clamp<int64_t>(kPixels / std::max<int64_t>(1, H * W), 1, B + 1);
+  for (int64_t first = 0; first < B; first += group) {
+    const int64_t end = std::min(first + group, B);
+    const auto as_rows = [&](const Tensor& map) {  // [pixels with the border, channels]
+      const Tensor rows = at::zeros({end - first, H + 2, W + 2, map.size(1)}, taps.options());
+      rows.slice(1, 1, H + 1)
+          .slice(2, 1, W + 1)
+          .copy_(map.slice(0, first, end).permute({0, 2, 3, 1}));
+      return rows.flatten(0, 2);
     };
-    const Tensor rows = as_rows(grad), pixels = as_rows(x);
-    add_column(1, rows, pixels);
-    const Tensor cut = rows.clone();
-    const Tensor sides = cut.view({H, W, K}), whole = rows.view({H, W, K});
-    sides.select(1, 0).zero_();
-    add_column(0, cut, pixels);
-    sides.select(1, 0).copy_(whole.select(1, 0));
-    sides.select(1, W - 1).zero_();
-    add_column(2, cut, pixels);
+    const Tensor grads = as_rows(grad), pixels = as_rows(x);
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      const int64_t shift = (tap / 3 - 1) * (W + 2) + tap % 3 - 1;
+      const int64_t begin = std::max<int64_t>(0, -shift);
+      const int64_t count = grads.size(0) - std::abs(shift);
+      taps[tap / 3][tap % 3].addmm_(grads.narrow(0, begin, count).t(),
+                                    pixels.narrow(0, begin + shift, count));
+    }
   }
   return taps.permute({2, 3, 0, 1}).to(x.scalar_type()).contiguous();
 }

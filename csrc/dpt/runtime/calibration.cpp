@@ -13,12 +13,17 @@ namespace {
 struct Layer {
   std::string name;
   Product* product;
+  Precision precision{};  // that it has if not int8
   std::shared_ptr<const PackedProduct> wide{}, narrow{};
   double error = 0;  // that it brings alone, on the worst image
 
-  void use(Precision precision) const {
+  void use_int8() const {
+    product->precision = Precision::kInt8;
+    product->packed = narrow;
+  }
+  void fall_back() const {
     product->precision = precision;
-    product->packed = precision == Precision::kInt8 ? narrow : wide;
+    product->packed = wide;
   }
 };
 
@@ -59,11 +64,20 @@ std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernel
 
   std::vector<Layer> layers;
   for_each_product(network, [&](const std::string& name, Product& product) {
-    if (!product.defined() || product.groups > 1 || product.packed->winograd) return;
-    if (product.packed->taps.size() != 1) return;
-    layers.push_back({.name = name, .product = &product, .wide = std::move(product.packed)});
-    product.precision = Precision::kInt8;
+    if (!product.defined()) return;
+    const bool may_be_int8 =
+        product.groups == 1 && !product.packed->winograd && product.packed->taps.size() == 1;
+    if (may_be_int8) layers.push_back({.name = name, .product = &product});
+    if (kernels.beside_int8 == product.precision) return;
+    product.precision = kernels.beside_int8;
+    product.packed.reset();
   });
+  pack(network, kernels);
+  for (Layer& layer : layers) {
+    layer.precision = layer.product->precision;
+    layer.wide = std::move(layer.product->packed);
+    layer.product->precision = Precision::kInt8;
+  }
   pack(network, kernels);
   for (Layer& layer : layers) layer.narrow = layer.product->packed;
 
@@ -71,17 +85,17 @@ std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernel
   double total = mean_error();
   if (total <= kInt8Error) return fallbacks;
   const auto worst = static_cast<size_t>(std::ranges::max_element(errors) - errors.begin());
-  for (const Layer& layer : layers) layer.use(Precision::kFloat32);
+  for (const Layer& layer : layers) layer.fall_back();
   for (Layer& layer : layers) {
-    layer.use(Precision::kInt8);
+    layer.use_int8();
     layer.error = error(worst);
-    layer.use(Precision::kFloat32);
+    layer.fall_back();
   }
-  for (const Layer& layer : layers) layer.use(Precision::kInt8);
+  for (const Layer& layer : layers) layer.use_int8();
   std::ranges::stable_sort(layers, std::ranges::greater{}, &Layer::error);
   for (const Layer& layer : layers) {
     if (total <= kInt8Error) break;
-    layer.use(Precision::kFloat32);
+    layer.fall_back();
     fallbacks.push_back(layer.name);
     total = mean_error();
   }

@@ -119,7 +119,9 @@ struct Evaluation {
         return at::cudnn_convolution_add_relu(x, product.weight, /*z=*/x, /*alpha=*/0, product.bias,
                                               {1, 1}, {product.above, product.left}, {1, 1},
                                               product.groups);
-      } catch (const c10::Error&) {
+      } catch (const c10::OutOfMemoryError&) {
+        throw;
+      } catch (const c10::Error&) {  // cuDNN has no such kernel for this shape
         cache.unfused.insert(&product);
       }
     }

@@ -117,10 +117,12 @@ json::Array to_json(const std::array<double, 3>& triple) {
 
 // The precision of each product; of int8 that of those named. False if there are none of such
 // names.
-bool set_precisions(Network& network, at::ScalarType dtype, const std::set<std::string>& int8) {
+bool set_precisions(Network& network, at::ScalarType dtype, const std::set<std::string>& int8,
+                    const Kernels& kernels) {
   size_t found = 0;
   for_each_product(network, [&](const std::string& name, Product& product) {
     if (dtype == at::kBFloat16) product.precision = Precision::kBFloat16;
+    if (dtype == at::kChar) product.precision = kernels.beside_int8;
     if (!product.defined() || !int8.contains(name)) return;
     product.precision = Precision::kInt8;
     ++found;
@@ -239,7 +241,7 @@ FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
                                         [&](size_t i) { return (*this)(images[i]); });
     return;
   }
-  set_precisions(state_->network, options.dtype, {});
+  set_precisions(state_->network, options.dtype, {}, state_->kernels);
   state_->make_ready();
 }
 
@@ -364,8 +366,9 @@ FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device d
   }
   state->metadata = std::move(file.metadata);
   file.tensors.clear();
-  TORCH_CHECK_VALUE(set_precisions(state->network, options.dtype, {int8.begin(), int8.end()}),
-                    "load: '", path, "': int8 names layers that its config does not have");
+  TORCH_CHECK_VALUE(
+      set_precisions(state->network, options.dtype, {int8.begin(), int8.end()}, state->kernels),
+      "load: '", path, "': int8 names layers that its config does not have");
   state->fallbacks = std::move(fallbacks);
   state->make_ready(drop_pages);
   return FrozenModel(std::move(state));

@@ -218,6 +218,8 @@ struct Kernel {
 
 struct Kernels {
   Isa isa;
+  // Of the products of an int8 network that are not int8: what is fastest.
+  Precision beside_int8 = Precision::kFloat32;
 
   // Packs weights [n, k], row by row, into packed_bytes(precision, k, n) bytes aligned to 64.
   size_t (*packed_bytes)(Precision precision, int64_t k, int64_t n);

@@ -36,6 +36,7 @@ const Kernels& table_with_tiles() {
   static constexpr Kernels kTiled = [] {
     Kernels kernels = kTable;
     kernels.isa = Isa::kAmx;
+    kernels.beside_int8 = Precision::kBFloat16;
     kernels.convolution = kConvolution<true>;
     kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run};
     return kernels;

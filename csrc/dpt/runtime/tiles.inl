@@ -57,13 +57,13 @@ class Tiles {
   TileSizes before_;
 };
 
+// clang-format off
 #define DPT_TILE_ZERO(tile) asm volatile("tilezero %tmm" #tile)
 #define DPT_TILE_LOAD(tile, data, row_words) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(data), "r"(4L * (row_words)) : "memory")
-#define DPT_TILE_STORE(tile, data, row_words)                                            \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(data), "r"(4L * (row_words)) \
-               : "memor"                                                                 \
-                 "y")
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(data), "r"(4L * (row_words)) : "memory")
+#define DPT_TILE_STORE(tile, data, row_words) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(data), "r"(4L * (row_words)) : "memory")
+// clang-format on
 
 struct TiledBFloat16Product : NativeBFloat16Product {
   static constexpr int kPanel = 2 * kTileRows;
