@@ -204,8 +204,8 @@ def test_model_that_is_not_finite_is_refused() -> None:
     ("metadata", "message"),
     [
         ({"int8": '["transformer.blocks.9.fc1"]'}, "int8 names layers that its config does not have"),
-        ({"int8": "{}"}, "the rewrites or precisions are damaged"),
-        ({"fallbacks": "["}, "the rewrites or precisions are damaged"),
+        ({"int8": "{}"}, "the rewrites, precisions or processor are damaged"),
+        ({"fallbacks": "["}, "the rewrites, precisions or processor are damaged"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
