@@ -177,18 +177,18 @@ void run(const Attention& work, int64_t begin, int64_t end, void* scratch) {
   const int64_t width = work.heads * work.head_dim;
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t head = unit / panels(work);  // of all images
-    const int64_t place =
-        head / work.heads * work.tokens * width + head % work.heads * work.head_dim;
-    const float* qkv =
-        work.qkv + head / work.heads * work.tokens * 3 * width + head % work.heads * work.head_dim;
+    const int64_t head = unit / panels(work);               // of all images
+    const int64_t token = head / work.heads * work.tokens;  // the first one of its image
+    const int64_t column = head % work.heads * work.head_dim;
+    const float* qkv = work.qkv + token * 3 * width + column;
+    float* out = work.out + token * width + column;
     if (head != packed) {
       pack_keys(qkv + width, 3 * width, work, at);
       pack_values(qkv + 2 * width, 3 * width, work, at);
       packed = head;
     }
     const int64_t first = unit % panels(work) * kPanel;
-    run_panel(work, qkv, work.out + place, first, at_most(work.tokens - first, kPanel), at);
+    run_panel(work, qkv, out, first, at_most(work.tokens - first, kPanel), at);
   }
 }
 
