@@ -132,9 +132,25 @@ TEST(Arena, IsOneBlockAfterTheFirstPass) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(second) % 64, 0U);
     return std::pair{second - first, inner == second};
   };
-  pass();
+  const std::pair want{ptrdiff_t{112}, true};  // 100 floats and 12 to align the next
+  EXPECT_EQ(pass(), want);
   arena.settle();
-  EXPECT_EQ(pass(), (std::pair{ptrdiff_t{112}, true}));  // 100 floats and 12 to align the next
+  EXPECT_EQ(pass(), want);
+}
+
+TEST(Arena, TakesAgainWhatTheFirstPassGaveBack) {
+  constexpr int64_t kLarge = int64_t{1} << 26;  // floats, more than a block
+  dpt::runtime::Arena arena;
+  const auto taken = [&] {
+    const dpt::runtime::Arena::Scope scope(arena);
+    const float* small = arena.floats(10);
+    return std::pair<const float*, const float*>{small, arena.floats(kLarge)};
+  };
+  const auto first = taken();
+  EXPECT_EQ(taken(), first);
+  arena.settle();
+  const auto [small, large] = taken();
+  EXPECT_EQ(large - small, 16);  // one block
 }
 
 }  // namespace

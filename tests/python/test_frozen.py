@@ -273,6 +273,25 @@ def test_saved_and_loaded_gives_the_same_bits(tmp_path: Path) -> None:
         assert (tmp_path / "again.frozen").read_bytes() == (tmp_path / "model.frozen").read_bytes()
 
 
+@EACH
+@pytest.mark.parametrize("without", REWRITES)
+def test_files_without_a_rewrite_can_be_loaded(name: str, without: str, tmp_path: Path) -> None:
+    images = torch.randn(1, 3, 64, 96)
+    frozen = make_model(FAMILY[name]).freeze(without=(without,))
+    frozen.save(tmp_path / "model.frozen")
+    assert same_bits(FrozenModel.load(tmp_path / "model.frozen")(images), frozen(images))
+
+
+def test_loading_imports_no_module(saved: Path) -> None:
+    """Those that torch makes shapes without data with take seconds."""
+    program = (
+        "import sys, torch; from torchdpt import FrozenModel; before = set(sys.modules)\n"
+        "FrozenModel.load(sys.argv[1])(torch.zeros(1, 3, 64, 96)); print(sorted(set(sys.modules) - before))"
+    )
+    found = subprocess.run([sys.executable, "-c", program, saved], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     make_model(VIT).freeze().save(tmp_path / "model.frozen")

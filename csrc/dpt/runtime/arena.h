@@ -9,18 +9,24 @@
 namespace dpt::runtime {
 
 class DPT_API Arena {
+  // Where the stack ends: all that is behind, in this block and the next ones, is free.
+  struct Top {
+    size_t block = 0, in_block = 0;
+    size_t used = 0;  // bytes taken in all
+  };
+
  public:
   // What was taken since this was made is given back at its end.
   class Scope {
    public:
-    explicit Scope(Arena& arena) : arena_(arena), used_(arena.used_) {}
+    explicit Scope(Arena& arena) : arena_(arena), top_(arena.top_) {}
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
-    ~Scope() { arena_.used_ = used_; }
+    ~Scope() { arena_.top_ = top_; }
 
    private:
     Arena& arena_;
-    size_t used_;
+    Top top_;
   };
 
   // Aligned to 64 bytes.
@@ -31,9 +37,9 @@ class DPT_API Arena {
   void settle();
 
  private:
-  size_t used_ = 0, most_ = 0;  // bytes
-  Buffer block_;
-  std::vector<Buffer> more_;  // what did not fit; kept until `settle`
+  Top top_;
+  size_t most_ = 0;  // bytes taken at one time
+  std::vector<Buffer> blocks_;
 };
 
 }  // namespace dpt::runtime

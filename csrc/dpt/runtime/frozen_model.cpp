@@ -17,6 +17,7 @@
 #include "dpt/ops/resize.h"
 #include "dpt/runtime/calibration.h"
 #include "dpt/runtime/cuda_runner.h"
+#include "dpt/runtime/rewrites.h"
 #include "dpt/runtime/run.h"
 
 namespace dpt {
@@ -134,7 +135,7 @@ bool set_precisions(Network& network, at::ScalarType dtype, const std::set<std::
 Network skeleton(const Config& config, const Rewrites& rewrites) {
   Model model(config);
   dpt::for_each_tensor(model, [](const std::string&, Tensor& tensor, const TensorInfo& info) {
-    tensor = at::empty(info.shape, at::TensorOptions(at::kMeta).dtype(info.dtype));
+    tensor = shape_of(info.shape, info.dtype);
   });
   return rewrite(model, rewrites);
 }

@@ -8,8 +8,14 @@ namespace dpt::runtime {
 
 namespace {
 
+// A copy next to each other of another type.
+Tensor converted(const Tensor& tensor, at::ScalarType dtype) {
+  if (!tensor.defined()) return tensor;
+  return tensor.is_meta() ? shape_of(tensor.sizes(), dtype) : tensor.to(dtype).contiguous();
+}
+
 Tensor wide(const Tensor& tensor) {
-  return tensor.defined() ? tensor.detach().to(at::kDouble) : tensor;
+  return tensor.defined() ? converted(tensor.detach(), at::kDouble) : tensor;
 }
 
 // --- from the model's layers ---
@@ -32,7 +38,10 @@ Product product(const StdConv2d& conv) {
   const int64_t before = std::max<int64_t>(conv.kernel - conv.stride, 0) / 2;
   StdConv2d exact = conv;
   exact.weight = wide(conv.weight);
-  return {.weight = exact.standardised(), .stride = conv.stride, .above = before, .left = before};
+  return {.weight = exact.weight.is_meta() ? exact.weight : exact.standardised(),
+          .stride = conv.stride,
+          .above = before,
+          .left = before};
 }
 
 NormedProduct normed(const Conv2d& conv, const BatchNorm2d& norm) {
@@ -69,13 +78,18 @@ Transformer transformer_of(const ViT& vit) {
   const Tensor position = wide(vit.pos_embed)[0];  // [P + grid * grid, D]
   const int64_t prefix = vit.num_prefix_tokens();
   Tensor tokens = wide(vit.cls_token)[0];
-  if (vit.distilled) tokens = at::cat({tokens, wide(vit.dist_token)[0]});
+  if (tokens.is_meta()) {
+    tokens = shape_of({prefix, tokens.size(1)});
+  } else {
+    if (vit.distilled) tokens = at::cat({tokens, wide(vit.dist_token)[0]});
+    tokens = tokens + position.slice(0, 0, prefix);
+  }
   Transformer to{.heads = vit.blocks.front().attn.heads,
                  .grid = vit.grid,
                  .patch_size = vit.patch_size,
                  .eps = vit.blocks.front().norm1.eps,
                  .taps = vit.taps,
-                 .prefix = tokens + position.slice(0, 0, prefix),
+                 .prefix = tokens,
                  .pos_embed = position.slice(0, prefix),
                  .patch_embed = product(vit.patch_embed)};
   return to;
@@ -104,8 +118,8 @@ Level level_of(const ReassembleLevel& from, const Conv2d& input, const Rewrites&
   if (level.readout == ReadMode::kProject) {
     const Product read = product(from.read.project);  // of (patch, readout token)
     const int64_t width = read.n();
-    level.read = {.weight = read.weight.slice(1, 0, width).contiguous()};
-    level.read_token = {.weight = read.weight.slice(1, width).contiguous(), .bias = read.bias};
+    level.read = {.weight = read.weight.slice(1, 0, width)};
+    level.read_token = {.weight = read.weight.slice(1, width), .bias = read.bias};
   }
   level.project = product(from.project);
   const Resample& resample = from.resample;
@@ -151,7 +165,7 @@ FusionLevel fusion_of(const FusionBlock& from) {
 template <class Part>
 Part narrowed(Part part, at::ScalarType dtype) {
   const auto narrow = [&](const std::string&, Tensor& tensor) {
-    if (tensor.defined()) tensor = tensor.to(dtype).contiguous();
+    tensor = converted(tensor, dtype);
   };
   part.visit(detail::NetworkVisitor<decltype(narrow)>{narrow, ""});
   return part;

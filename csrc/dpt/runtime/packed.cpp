@@ -1,8 +1,10 @@
 #include "dpt/runtime/packed.h"
 
+#include <ATen/Parallel.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -89,10 +91,9 @@ void Buffer::Free::operator()(void* data) const { std::free(data); }
 void pack(Network& network, const Kernels& kernels,
           const std::function<void(const Tensor&)>& done) {
   using Pack = std::shared_ptr<PackedProduct>(const Product&, const Kernels&);
+  std::vector<std::pair<Pack*, Product*>> work;
   const auto pack_as = [&](Pack& form, Product& product) {
-    if (!product.defined() || product.packed) return;
-    product.packed = form(product, kernels);
-    if (done) done(product.weight);
+    if (product.defined() && !product.packed) work.emplace_back(&form, &product);
   };
   const auto plain = [&](Product& product) { pack_as(packed, product); };
   const auto planes = [&](Product& product) { pack_as(packed_for_planes, product); };
@@ -159,6 +160,14 @@ void pack(Network& network, const Kernels& kernels,
     resized(network.segmentation->conv);
     plain(network.segmentation->classify);
   }
+  std::atomic<size_t> next = 0;
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    for (size_t i; (i = next++) < work.size();) {
+      const auto [form, product] = work[i];
+      product->packed = form(*product, kernels);
+      if (done) done(product->weight);
+    }
+  });
 }
 
 }  // namespace dpt::runtime

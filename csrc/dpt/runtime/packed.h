@@ -33,8 +33,8 @@ struct PackedProduct {
   std::vector<Buffer> buffers;        // what they, or Winograd's weights, lie in
 };
 
-// Packs the products of a network of float32 that are not packed yet, each in its precision, and
-// tells `done` of each weight that was packed.
+// Packs the products of a network of float32 that are not packed yet, each in its precision, on all
+// threads of torch, and tells `done`, on any of them, of each weight that was packed.
 void pack(Network& network, const Kernels& kernels,
           const std::function<void(const Tensor&)>& done = {});
 

@@ -31,6 +31,10 @@ Tensor border_of(const Tensor& bias_of_tap, int64_t above, int64_t left) {
 }  // namespace
 
 Product fold_norm(Product conv, const BatchNorm2d& norm) {
+  if (conv.weight.is_meta()) {
+    conv.bias = shape_of({conv.n()});
+    return conv;
+  }
   const auto wide = [](const Tensor& t) { return t.to(at::kDouble); };
   const Tensor scale = wide(norm.weight) * (wide(norm.running_var) + 1e-5).rsqrt();
   const Tensor shift = wide(norm.bias) - wide(norm.running_mean) * scale;
@@ -40,6 +44,10 @@ Product fold_norm(Product conv, const BatchNorm2d& norm) {
 }
 
 Product fold_norm(const LayerNorm& norm, Product linear) {
+  if (linear.weight.is_meta()) {
+    linear.bias = shape_of({linear.n()});
+    return linear;
+  }
   const Tensor shift = linear.weight.flatten(1).mv(norm.bias.to(at::kDouble));  // [n]
   linear.weight = linear.weight * norm.weight.to(at::kDouble).view({1, -1, 1, 1});
   linear.bias = linear.bias.defined() ? linear.bias + shift : shift;
@@ -47,6 +55,7 @@ Product fold_norm(const LayerNorm& norm, Product linear) {
 }
 
 void fold_attention(Product& qkv, Product& proj, int64_t heads) {
+  if (qkv.weight.is_meta()) return;
   const int64_t width = qkv.channels();
   const double scale = 1 / std::sqrt(static_cast<double>(width / heads));
   const auto weights = qkv.weight.split(width), biases = qkv.bias.split(width);
@@ -58,6 +67,12 @@ void fold_attention(Product& qkv, Product& proj, int64_t heads) {
 
 Product fold_project(const Product& project, const Product& conv) {
   Product folded = conv;
+  if (conv.weight.is_meta()) {
+    folded.weight =
+        shape_of({conv.n(), project.channels(), conv.weight.size(2), conv.weight.size(3)});
+    if (project.bias.defined()) folded.border = shape_of({16, conv.n()});
+    return folded;
+  }
   const Tensor inner = project.weight.flatten(1);  // [c, d]
   folded.weight = at::einsum("ocij,cd->odij", {conv.weight, inner});
   if (project.bias.defined()) {
@@ -70,7 +85,9 @@ Product fold_project(const Product& project, const Product& conv) {
 
 std::vector<Product> fold_up(const Tensor& up, const Tensor& up_bias, const Product& conv) {
   const int64_t s = up.size(2), n = conv.n();
-  const Tensor bias_of_tap = at::einsum("ocij,c->ijo", {conv.weight, up_bias});  // [3, 3, n]
+  const bool shapes = conv.weight.is_meta();
+  const Tensor bias_of_tap =
+      shapes ? Tensor() : at::einsum("ocij,c->ijo", {conv.weight, up_bias});  // [3, 3, n]
   std::vector<Product> phases;
   for (int64_t p = 0; p < s; ++p) {
     for (int64_t q = 0; q < s; ++q) {
@@ -79,6 +96,13 @@ std::vector<Product> fold_up(const Tensor& up, const Tensor& up_bias, const Prod
       phase.above = p == 0 ? 1 : 0;
       phase.left = q == 0 ? 1 : 0;
       const int64_t kh = p == 0 || p == s - 1 ? 2 : 1, kw = q == 0 || q == s - 1 ? 2 : 1;
+      phase.bias = conv.bias;
+      if (shapes) {
+        phase.weight = shape_of({n, up.size(0), kh, kw});
+        phase.border = shape_of({16, n});
+        phases.push_back(std::move(phase));
+        continue;
+      }
       phase.weight = at::zeros({n, up.size(0), kh, kw}, conv.weight.options());
       // Taps of the full convolution that share a cell; outside of the map they fall with it.
       std::vector<Tensor> cells(kh * kw, at::zeros({n}, conv.weight.options()));
@@ -92,7 +116,6 @@ std::vector<Product> fold_up(const Tensor& up, const Tensor& up_bias, const Prod
           cells[row * kw + column] = cells[row * kw + column] + bias_of_tap[i][j];
         }
       }
-      phase.bias = conv.bias;
       phase.border = border_of(at::stack(cells).view({kh, kw, n}), phase.above, phase.left);
       phases.push_back(std::move(phase));
     }

@@ -8,6 +8,11 @@
 
 namespace dpt::runtime {
 
+// A tensor that is nothing but its shape.
+inline Tensor shape_of(at::IntArrayRef sizes, at::ScalarType dtype = at::kDouble) {
+  return at::empty(sizes, at::TensorOptions(at::kMeta).dtype(dtype));
+}
+
 // Batch normalisation with its running statistics, in the convolution before it.
 DPT_API Product fold_norm(Product conv, const BatchNorm2d& norm);
 
