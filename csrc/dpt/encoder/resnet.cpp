@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dpt/encoder/image.h"
+#include "dpt/ops/conv2d.h"
 
 namespace dpt {
 
@@ -30,7 +31,7 @@ Tensor StdConv2d::operator()(const Tensor& x) const {
   const bool even = before == after;
   const Tensor padded = even ? x : at::constant_pad_nd(x, {before, after, before, after});
   const int64_t rest = even ? before : 0;
-  return at::conv2d(padded, standardised(), {}, {stride, stride}, {rest, rest}, {1, 1});
+  return conv2d(padded, standardised(), /*bias=*/{}, stride, rest, /*groups=*/1);
 }
 
 ResNet::ResNet(const ResNetOptions& options)

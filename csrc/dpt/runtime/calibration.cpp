@@ -65,8 +65,11 @@ std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernel
   std::vector<Layer> layers;
   for_each_product(network, [&](const std::string& name, Product& product) {
     if (!product.defined()) return;
+    const PackedProduct& packed = *product.packed;
+    const bool larger = kernels.beside_int8 == Precision::kBFloat16;  // kernels than 1x1, too
     const bool may_be_int8 =
-        product.groups == 1 && !product.packed->winograd && product.packed->taps.size() == 1;
+        product.groups == 1 &&
+        (packed.taps.size() == 1 || (larger && (packed.winograd || packed.taps.size() > 1)));
     if (may_be_int8) layers.push_back({.name = name, .product = &product});
     if (kernels.beside_int8 == product.precision) return;
     product.precision = kernels.beside_int8;

@@ -51,12 +51,16 @@ inline uint32_t to_bfloat16(float x) {
 }
 
 // The word of `count` elements, for int8 divided by `scale`.
-Word pack_word(Precision precision, const float* elements, int64_t count, float scale) {
+template <Precision precision>
+Word pack_word(const float* elements, int64_t count, [[maybe_unused]] float scale) {
+  if constexpr (precision == Precision::kFloat32) {
+    return *reinterpret_cast<const Word*>(elements);
+  }
   uint32_t word = 0;
-  if (precision == Precision::kFloat32) __builtin_memcpy(&word, elements, sizeof(word));
   for (int64_t i = 0; i < count; ++i) {
-    if (precision == Precision::kBFloat16) word |= to_bfloat16(elements[i]) << (16 * i);
-    if (precision == Precision::kInt8 && scale > 0) {
+    if constexpr (precision == Precision::kBFloat16) {
+      word |= to_bfloat16(elements[i]) << (16 * i);
+    } else if (scale > 0) {
       const auto q = static_cast<int32_t>(round_to_integer(elements[i] / scale));
       word |= (static_cast<uint32_t>(q) & 0xff) << (8 * i);
     }
@@ -64,36 +68,63 @@ Word pack_word(Precision precision, const float* elements, int64_t count, float 
   return static_cast<Word>(word);
 }
 
-void pack(Precision precision, const float* weights, int64_t k, int64_t n, void* packed) {
+// Of each row its largest absolute value is 127 steps.
+inline float step_of(const float* row, int64_t k) {
+  float most = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    const float size = __builtin_fabsf(row[i]);
+    if (size > most) most = size;
+  }
+  return most / 127;
+}
+
+template <Precision precision>
+void pack_panels(const float* weights, int64_t k, int64_t n, Word* words) {
+  constexpr int64_t kElements = elements_of(precision);
   const Parts parts = cut(precision, k);
-  const int64_t elements = elements_of(precision);
   const int64_t padded = round_up(n, kWidth);
-  Word* words = static_cast<Word*>(packed);
-  FloatWord* scales = reinterpret_cast<FloatWord*>(words + padded * parts.words);
-  Word* sums = words + padded * (parts.words + 1);
-  for (int64_t column = 0; column < padded; ++column) {
-    const float* row = weights + column * k;
-    float scale = 0;
-    if (precision == Precision::kInt8) {
-      for (int64_t i = 0; column < n && i < k; ++i) {
-        const float size = __builtin_fabsf(row[i]) / 127;
-        if (size > scale) scale = size;
-      }
-      scales[column] = scale;
-      sums[column] = 0;
-    }
-    const int64_t panel = column / kColumns * kColumns;
+  for (int64_t panel = 0; panel < padded; panel += kColumns) {
     const int64_t columns = at_most(padded - panel, kColumns);
+    const int64_t inside = at_most(n - panel, columns);
+    const float* rows = weights + panel * k;
+    float scales[kColumns] = {};
+    Word sums[kColumns] = {};
+    if constexpr (precision == Precision::kInt8) {
+      for (int64_t c = 0; c < inside; ++c) scales[c] = step_of(rows + c * k, k);
+    }
     for (int64_t begin = 0; begin < parts.words; begin += parts.depth) {
       const int64_t depth = at_most(parts.depth, parts.words - begin);
-      Word* to = words + begin * padded + panel * depth + column - panel;
+      Word* to = words + begin * padded + panel * depth;
       for (int64_t i = begin; i < begin + depth; ++i, to += columns) {
-        const int64_t at = i * elements;
-        *to = column < n ? pack_word(precision, row + at, at_most(k - at, elements), scale) : 0;
-        if (precision != Precision::kInt8) continue;
-        for (int e = 0; e < 4; ++e) sums[column] += static_cast<int8_t>(*to >> (8 * e));
+        const int64_t at = i * kElements, count = at_most(k - at, kElements);
+        for (int64_t c = 0; c < inside; ++c) {
+          to[c] = pack_word<precision>(rows + c * k + at, count, scales[c]);
+          if constexpr (precision == Precision::kInt8) {
+            for (int e = 0; e < 4; ++e) sums[c] += static_cast<int8_t>(to[c] >> (8 * e));
+          }
+        }
+        for (int64_t c = inside; c < columns; ++c) to[c] = 0;
       }
     }
+    if constexpr (precision == Precision::kInt8) {
+      Word* behind = words + padded * parts.words + panel;
+      for (int64_t c = 0; c < columns; ++c) {
+        reinterpret_cast<FloatWord*>(behind)[c] = scales[c];
+        behind[padded + c] = sums[c];
+      }
+    }
+  }
+}
+
+void pack(Precision precision, const float* weights, int64_t k, int64_t n, void* packed) {
+  Word* words = static_cast<Word*>(packed);
+  switch (precision) {
+    case Precision::kBFloat16:
+      return pack_panels<Precision::kBFloat16>(weights, k, n, words);
+    case Precision::kInt8:
+      return pack_panels<Precision::kInt8>(weights, k, n, words);
+    default:
+      return pack_panels<Precision::kFloat32>(weights, k, n, words);
   }
 }
 

@@ -28,12 +28,28 @@ size_t winograd_bytes(int64_t channels, int64_t n) {
 // One dimension of the transform of weights: three taps to six points.
 inline void transform_taps(const double taps[3], double points[6]) {
   constexpr double kAt[5] = {0, kA, -kA, kB, -kB};
+  constexpr double kA4 = kA2 * kA2, kB4 = kB2 * kB2, kAB = kA2 * kB2;
+  // 1 over the product of the differences to the other points.
+  constexpr double kFactor[5] = {1 / kAB, 0.5 / (kA4 - kAB), 0.5 / (kA4 - kAB), 0.5 / (kB4 - kAB),
+                                 0.5 / (kB4 - kAB)};
   for (int i = 0; i < 5; ++i) {
-    double divisor = 1;
-    for (int j = 0; j < 5; ++j) divisor *= j == i ? 1 : kAt[i] - kAt[j];
-    points[i] = (taps[0] + kAt[i] * (taps[1] + kAt[i] * taps[2])) / divisor;
+    points[i] = (taps[0] + kAt[i] * (taps[1] + kAt[i] * taps[2])) * kFactor[i];
   }
   points[5] = taps[2];
+}
+
+void transform_kernel(const float* kernel, double points[6][6]) {
+  double rows[3][6];
+  for (int y = 0; y < 3; ++y) {
+    const double taps[3] = {kernel[3 * y], kernel[3 * y + 1], kernel[3 * y + 2]};
+    transform_taps(taps, rows[y]);
+  }
+  for (int x = 0; x < 6; ++x) {
+    const double taps[3] = {rows[0][x], rows[1][x], rows[2][x]};
+    double column[6];
+    transform_taps(taps, column);
+    for (int y = 0; y < 6; ++y) points[y][x] = column[y];
+  }
 }
 
 void winograd_pack(const float* weights, int64_t channels, int64_t n, void* packed) {
@@ -42,28 +58,22 @@ void winograd_pack(const float* weights, int64_t channels, int64_t n, void* pack
   const int64_t padded = round_up(n, kWidth);
   for (int64_t begin = 0; begin < channels; begin += parts.depth) {
     const int64_t depth = at_most(parts.depth, channels - begin);
-    for (int64_t column = 0; column < padded; ++column) {
-      const int64_t panel = column / kColumns * kColumns;
+    for (int64_t panel = 0; panel < padded; panel += kColumns) {
       const int64_t columns = at_most(padded - panel, kColumns);
       for (int64_t i = 0; i < depth; ++i) {
-        double points[6][6] = {};
-        if (column < n) {
-          const float* kernel = weights + (column * channels + begin + i) * 9;
-          double rows[3][6];
-          for (int y = 0; y < 3; ++y) {
-            const double taps[3] = {kernel[3 * y], kernel[3 * y + 1], kernel[3 * y + 2]};
-            transform_taps(taps, rows[y]);
-          }
-          for (int x = 0; x < 6; ++x) {
-            const double taps[3] = {rows[0][x], rows[1][x], rows[2][x]};
-            double column_points[6];
-            transform_taps(taps, column_points);
-            for (int y = 0; y < 6; ++y) points[y][x] = column_points[y];
+        // Whole rows of a panel: those of two points lie a power of two apart and share the cache's
+        // lines.
+        float rows[kPoints][kColumns] = {};
+        for (int64_t c = 0; c < columns && panel + c < n; ++c) {
+          double points[6][6];
+          transform_kernel(weights + ((panel + c) * channels + begin + i) * 9, points);
+          for (int point = 0; point < kPoints; ++point) {
+            rows[point][c] = static_cast<float>(points[point / 6][point % 6]);
           }
         }
-        float* to = part_at + panel * depth + i * columns + column - panel;
+        float* to = part_at + panel * depth + i * columns;
         for (int point = 0; point < kPoints; ++point, to += padded * depth) {
-          *to = static_cast<float>(points[point / 6][point % 6]);
+          for (int64_t c = 0; c < columns; ++c) to[c] = rows[point][c];
         }
       }
     }
