@@ -89,7 +89,7 @@ run_tests() {
 }
 
 run_sanitizers() {
-  local tests=(tests/python/test_{upsample_add,upsample_gather,add_layer_norm,group_norm,normalize_pixels,quantize_rows,losses}.py)
+  local tests=(tests/python/test_{upsample_add,upsample_gather,add_layer_norm,group_norm,normalize_pixels,quantize_rows,readout,losses}.py)
   # Every allocation by itself, so that what lies outside of a tensor is outside of memory.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1 DPT_REQUIRE_CUDA=1
   for tool in memcheck racecheck synccheck; do

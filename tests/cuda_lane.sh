@@ -62,7 +62,7 @@ for arch in $archs; do
   ((num_compiled == num_files)) || fail "$num_files .cu files, but sm_$arch code of $num_compiled in $library"
 done
 for symbol in 'dpt::upsample::launch(' 'dpt::upsample::launch_gather(' 'dpt::norm::launch_add_layer_norm(' 'dpt::norm::launch_group_norm(' \
-  'dpt::pixels::launch_normalize_pixels(' 'dpt::float8::launch_quantize_rows(' \
+  'dpt::pixels::launch_normalize_pixels(' 'dpt::float8::launch_quantize_rows(' 'dpt::patches::launch_readout(' \
   'U at::cuda::CUDAGraph::replay()'; do
   grep -qF "$symbol" <<<"$symbols" || fail "$symbol is not in $library"
 done

@@ -1,16 +1,18 @@
 // The scalar code of CUDA kernels of frozen models, on the host: what many lanes make of a row with
 // V values at once is what one lane makes of it, value by value. Their numbers:
-// tests/python/test_{normalize_pixels,quantize_rows,group_norm}.py.
+// tests/python/test_{normalize_pixels,quantize_rows,group_norm,readout}.py.
 #include <c10/util/BFloat16.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 #include <vector>
 
 #include "dpt/ops/group_norm_math.h"
 #include "dpt/ops/normalize_pixels_math.h"
 #include "dpt/ops/quantize_rows_math.h"
+#include "dpt/ops/readout_math.h"
 
 namespace {
 
@@ -81,6 +83,29 @@ TEST(KernelMath, LanesAndPartsShareTheMomentsOfAGroup) {
     }
     EXPECT_NEAR(alone.sum, shared.sum, 1e-10);
     EXPECT_NEAR(alone.squares, shared.squares, 1e-10);
+  }
+}
+
+TEST(KernelMath, LanesShareAPatchThatTheTokenIsReadInto) {
+  for (const int64_t D : {8, 256, 768, 1000}) {
+    const dpt::patches::Shape n{2, 2, 3, D};
+    const auto tokens = random_values<c10::BFloat16>(n.B * (n.P + n.N) * D);
+    const auto token = random_values<c10::BFloat16>(n.B * D);
+    alignas(16) c10::BFloat16 aligned_tokens[10 * 1000], aligned_token[2 * 1000];
+    std::copy(tokens.begin(), tokens.end(), aligned_tokens);
+    std::copy(token.begin(), token.end(), aligned_token);
+    std::vector<c10::BFloat16> alone(n.B * n.N * D);
+    alignas(16) c10::BFloat16 shared[6 * 1000];
+    for (int64_t row = 0; row < n.B * n.N; ++row) {
+      dpt::patches::readout_row<1>(n, tokens.data(), token.data(), alone.data(), row, 0, 1);
+      for (int lane = 0; lane < 32; ++lane) {
+        dpt::patches::readout_row<8>(n, aligned_tokens, aligned_token, shared, row, lane, 32);
+      }
+    }
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), shared)) << D;
+    // The first value of the last image's first patch.
+    const double sum = static_cast<float>(tokens[7 * D]) + static_cast<float>(token[D]);
+    EXPECT_NEAR(alone[3 * D], sum * std::erfc(-sum / std::sqrt(2.0)) / 2, 0x1p-8 * std::abs(sum));
   }
 }
 
