@@ -9,6 +9,7 @@
 #include "dpt/ops/autocast.h"
 #include "dpt/ops/group_norm.h"
 #include "dpt/ops/quantize_rows.h"
+#include "dpt/ops/readout.h"
 #include "dpt/ops/resize.h"
 #include "dpt/ops/upsample_add.h"
 #include "dpt/ops/upsample_gather.h"
@@ -229,9 +230,7 @@ struct Evaluation {
   Tensor read(const Level& level, const Tensor& x, int64_t prefix, int64_t h, int64_t w) const {
     Tensor patches = x.slice(1, prefix);
     if (level.readout == ReadMode::kProject) {
-      const Tensor token = linear(level.read_token, x.slice(1, 0, 1));  // [B, 1, D]
-      patches = linear(level.read, x).slice(1, prefix) + token;
-      at::gelu_(patches);
+      patches = readout(linear(level.read, x), linear(level.read_token, x.select(1, 0)), prefix);
     } else if (level.readout == ReadMode::kAdd) {
       patches = patches + x.slice(1, 0, prefix).mean({1}, /*keepdim=*/true);
     }
