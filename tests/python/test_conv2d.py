@@ -1,5 +1,9 @@
 """torch.ops.dpt.conv2d_weight_gradient, upsample_conv2d, and layers made of them, against slow float64 references."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -234,6 +238,22 @@ def test_second_derivatives_equal_those_of_the_aten_form(dtype, tolerance):
     assert largest > 0
     for a, b in zip(own, aten, strict=True):
         assert (a - b).abs().max() <= tolerance * largest  # the same sums in another order
+
+
+def test_gradients_are_those_of_processors_without_avx512_too():
+    """There 3x3 convolutions take the weight gradient that is made of matrix products."""
+    program = (
+        "import torch, test_conv2d as t\n"
+        "with torch.profiler.profile() as profile: t.test_gradients_equal_those_of_the_aten_form(t.VIT)\n"
+        "t.test_gradients_under_autocast_equal_those_of_the_aten_form()\n"
+        "t.test_second_derivatives_equal_those_of_the_aten_form(torch.float32, 1e-3)\n"
+        "print('dpt::conv2d_weight_gradient' in {event.key for event in profile.key_averages()})"
+    )
+    environment = {"ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
+    assert found.stdout.splitlines()[-1] == "True"
 
 
 def test_blocks_keep_neither_normalised_nor_activated_tokens():

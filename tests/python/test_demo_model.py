@@ -59,6 +59,14 @@ def test_depth_of_real_photographs_is_better_than_a_constant_and_a_ramp(demo: to
     assert network < bench_accuracy.error(torch.ones(height, width), sample)
 
 
+@pytest.mark.slow
+def test_first_300_steps_of_the_recipe_halve_the_error(tmp_path: Path) -> None:
+    fit(TrainConfig.load("demo", [f"out={tmp_path / 'run'}", "steps=300", "panels=0"]))
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    errors = {row["step"]: row["headline"] for row in rows if row["kind"] == "validation/scenes"}
+    assert errors[300] < 0.5 * errors[0]
+
+
 def write_folder(folder: Path, first: int, count: int) -> Path:
     """Scenes as somebody's own files: photographs, and depth in millimetres."""
     for name in ("images", "depth"):

@@ -1,6 +1,7 @@
 // csrc/dpt/ops/conv2d.cpp -- dpt::conv2d_weight_gradient, and the convolution that uses it.
 #include "dpt/ops/conv2d.h"
 
+#include <ATen/Version.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -161,8 +162,9 @@ struct Conv3x3 : torch::autograd::Function<Conv3x3> {
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
               int64_t padding, int64_t groups) {
+  static const bool avx512 = at::get_cpu_capability() == "AVX512";
   const auto own = [&](const Tensor& x, const Tensor& weight) {
-    return x.is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
+    return !avx512 && x.is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
            x.size(1) == weight.size(1) && x.is_contiguous(at::MemoryFormat::ChannelsLast);
   };
   if (wants_gradient(weight) && stride == 1 && padding == 1 && groups == 1 && x.dim() == 4 &&
