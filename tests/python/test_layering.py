@@ -19,7 +19,7 @@ CPP = {
     "dpt/layers": {"dpt/common", "dpt/ops/all_reduce", "dpt/ops/conv2d"},
     "dpt/ops": {"dpt/common", "dpt/layers", "dpt/ops/form", "dpt/ops/autocast"},
     "dpt/loss": {"dpt/common", "dpt/ops"},
-    "dpt/encoder": {"dpt/layers", "dpt/ops", "dpt/common"},
+    "dpt/encoder": {"dpt/layers", "dpt/ops", "dpt/ops/conv2d", "dpt/common"},
     "dpt/decoder": {"dpt/layers", "dpt/ops", "dpt/common"},
     "dpt/io/json": {"dpt/export"},
     "dpt/io/safetensors_header": {"dpt/export", "dpt/io/json"},

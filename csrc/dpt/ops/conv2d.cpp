@@ -164,8 +164,9 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
               int64_t padding, int64_t groups) {
   static const bool avx512 = at::get_cpu_capability() == "AVX512";
   const auto own = [&](const Tensor& x, const Tensor& weight) {
-    return !avx512 && x.is_cpu() && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
-           x.size(1) == weight.size(1) && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+    return !avx512 && x.is_cpu() && x.scalar_type() == at::kFloat &&
+           weight.scalar_type() == at::kFloat && x.size(1) == weight.size(1) &&
+           x.is_contiguous(at::MemoryFormat::ChannelsLast);
   };
   if (wants_gradient(weight) && stride == 1 && padding == 1 && groups == 1 && x.dim() == 4 &&
       !traced(x) && !traced(weight) && weight.size(2) == 3 && weight.size(3) == 3) {
