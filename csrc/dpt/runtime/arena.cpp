@@ -25,6 +25,7 @@ void* Arena::take(size_t bytes) {
 }
 
 void Arena::settle() {
+  TORCH_INTERNAL_ASSERT(top_.used == 0, "a pass keeps ", top_.used, " bytes of its arena");
   if (blocks_.size() == 1) return;
   blocks_.clear();
   if (most_ > 0) blocks_.emplace_back(most_);

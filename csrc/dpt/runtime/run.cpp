@@ -379,6 +379,7 @@ struct Runner : Layers {
 
 Output run(const Network& network, const Kernels& kernels, const Geometry& geometry, Arena& arena,
            int threads, const Tensor& images, Profile* profile) {
+  const Arena::Scope scope(arena);
   Runner runner{
       {kernels, arena, threads, network.rewrites.products_first}, network, geometry, profile};
   return runner(images);
