@@ -168,7 +168,8 @@ inline void multiply_panel(int64_t rows, int64_t columns, const Word* a, const W
   } else {
     const auto multiply =
         columns > kWidth ? multiply_tiles<Product, kVectors> : multiply_tiles<Product, 1>;
-    multiply(rows, {a, Product::kRowWords}, b, depth, accumulate, {tile, kColumns}, next);
+    multiply(rows, {a, kTileWords, Product::kPanel * kTileWords}, b, depth, accumulate,
+             {tile, kColumns}, next);
 #endif
   }
 }
@@ -206,6 +207,7 @@ template <class Product>
 void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count, Word* left,
                Word* tiles, const Segment* segments) {
   constexpr int64_t kPanel = Product::kPanel, kPanelWords = kPanel * Product::kRowWords;
+  constexpr int64_t kNextRow = Product::kTiles ? kTileWords : Product::kRowWords;
   Row rows[Product::kBlock * kPanel];
   Output outputs[Product::kBlock * kPanel];
   find_rows(c, first, count, rows);
@@ -225,9 +227,10 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
     for (int64_t part = group; part < group_end; ++part) {
       const int64_t begin = part * parts.depth * Product::kElements;
       const int64_t elements = at_most(parts.depth * Product::kElements, c.weights.k - begin);
-      Word* to = left + (part - group) * Product::kBlock * kPanelWords;
-      for (int64_t i = 0; i < count; ++i, to += Product::kRowWords) {
-        gather_words<Product>(gather_row, c, rows[i], segments, begin, elements, to);
+      Word* const to = left + (part - group) * Product::kBlock * kPanelWords;
+      for (int64_t i = 0; i < count; ++i) {
+        gather_words<Product>(gather_row, c, rows[i], segments, begin, elements,
+                              to + i / kPanel * kPanelWords + i % kPanel * kNextRow);
       }
     }
     for (int64_t stretch = 0; stretch < p.num_panels; stretch += p.stretch) {

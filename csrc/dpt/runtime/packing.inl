@@ -330,19 +330,23 @@ constexpr int64_t kPartElements = 4 * kDepth / 2;
 // `count` elements of a row, with zeros behind them up to a whole vector, as words.
 template <class Product>
 void pack_row(const float* x, int64_t count, [[maybe_unused]] float scale, Word* to) {
+  [[maybe_unused]] const auto word = [to](int64_t i) {
+    return Product::kTiles ? to + i / kTileWords * Product::kPanel * kTileWords + i % kTileWords
+                           : to + i;
+  };
   for (int64_t i = 0; i < count; i += kWidth) {
     const Vec v = load(x + i);
     if constexpr (Product::kPrecision == Precision::kBFloat16 && Product::kParts == 2) {
       store_words(to + i, reinterpret_cast<IntVec>(to_bfloat16(v)));
 #if defined(__AVX512F__)
     } else if constexpr (Product::kPrecision == Precision::kBFloat16) {
-      store_bfloat16(to + i / 2, v);
+      store_bfloat16(word(i / 2), v);
 #endif
     } else {
       const float inverse = scale > 0 ? 1 / scale : 0;
       const IntVec q = quantize(v, inverse) + Product::kZero;
       if constexpr (Product::kParts == 1) {
-        store_narrow<QuarterVec>(to, i, q);
+        store_narrow<QuarterVec>(word(i / 4), 0, q);
       } else {
         IntVec order;
         for (int lane = 0; lane < kWidth; ++lane) {

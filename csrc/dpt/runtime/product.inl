@@ -2,8 +2,9 @@
 // registers, [kRows, kColumns], and what its factors are packed into.
 //
 // A factor is a row of words of 32 bits along k: one float, two bfloat16 or four int8. Rows of the
-// left factor stay rows, kDepth words apart: the kernel broadcasts a word of each. The right
-// factor, the weights, is in panels [k, kColumns].
+// left factor stay rows, kDepth words apart: the kernel broadcasts a word of each. Only for tiles
+// they are cut: a panel is [k / kTileWords, kPanel, kTileWords]. The right factor, the weights, is
+// in panels [k, kColumns].
 #pragma once
 
 #include "dpt/runtime/kernels.h"
@@ -34,6 +35,8 @@ constexpr int kColumns = kVectors * kWidth;
 // cache with a panel of the left factor beside them.
 constexpr int kDepth = 256;
 constexpr int kTile = kRows * kColumns;
+
+constexpr int kTileRows = 16, kTileWords = 16;  // of a tile register, at most
 
 using Word = int32_t __attribute__((may_alias));
 using UnalignedIntVec =

@@ -21,8 +21,6 @@ struct alignas(64) TileSizes {
   uint8_t rows[16] = {};
 };
 
-constexpr int kTileRows = 16, kTileWords = 16;  // at most
-
 inline void load_sizes(const TileSizes& sizes) { asm volatile("ldtilecfg %0" ::"m"(sizes)); }
 
 // For `words` words along k. All tiles become zero.
@@ -94,10 +92,11 @@ struct TiledInt8Product : NativeInt8Product {
   }
 };
 
-// Rows of words, so many apart.
+// Rows of words, so many apart, and so are tiles along k.
 struct Left {
   const Word* data;
   int64_t row_words;
+  int64_t tile_words = kTileWords;
 };
 struct Sums {
   Word* data;
@@ -154,8 +153,8 @@ void multiply_whole(Left left, const Word* right, int64_t depth, bool accumulate
     DPT_TILE_ZERO(3);
   }
   for (int64_t i = 0; i < depth; i += kTileWords) {
-    add_tiles<Product, rows, columns>({left.data + i, left.row_words},
-                                      right + i * columns * kTileWords);
+    add_tiles<Product, rows, columns>(left, right + i * columns * kTileWords);
+    left.data += left.tile_words;
     constexpr int kLines = (kColumns + Product::kBlock - 1) / Product::kBlock;
 #pragma GCC unroll 8
     for (int line = 0; line < kLines; ++line) __builtin_prefetch(next + line * 16);
@@ -176,8 +175,8 @@ void multiply_tiles(int64_t rows, Left left, const Word* right, int64_t depth, b
   multiply(left, right, whole, accumulate, sums, next);
   if (rest == 0) return;
   set_sizes(rest);
-  multiply({left.data + whole, left.row_words}, right + whole * columns * kTileWords, rest, true,
-           sums, next);
+  left.data += whole / kTileWords * left.tile_words;
+  multiply(left, right + whole * columns * kTileWords, rest, true, sums, next);
   set_sizes(kTileWords);
 }
 
