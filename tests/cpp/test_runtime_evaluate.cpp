@@ -173,6 +173,18 @@ TEST(Evaluate, FusesTheReluOfAConvolutionThatKeepsTheShape) {
   EXPECT_FALSE(runtime::fuses_relu(kept, at::kCUDA, at::kDouble, false));
 }
 
+// Its switch may say something else than the older one of all of cuDNN.
+TEST(Evaluate, TakesConvolutionsPrecisionAlone) {
+  const auto network = runtime::prepare(
+      runtime::rewrite(runtime_test::random_model(runtime_test::small(), at::kFloat)), at::kCPU,
+      at::kFloat);
+  auto& context = at::globalContext();
+  context.setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV,
+                              at::Float32Precision::IEEE);
+  EXPECT_NO_THROW(evaluated(network, torch::randn({1, 3, 64, 64})));
+  context.setAllowTF32CuDNN(true);
+}
+
 TEST(Evaluate, LeavesImagesAndNetworkAsTheyAre) {
   runtime::Network network = runtime::prepare(
       runtime::rewrite(runtime_test::random_model(runtime_test::small(), at::kFloat)), at::kCPU,

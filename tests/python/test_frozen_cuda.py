@@ -190,6 +190,21 @@ def test_call_becomes_part_of_the_callers_graph() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_workspaces_of_cublas_may_be_cleared(dtype: torch.dtype) -> None:
+    # Few rows and long sums, which cuBLAS divides among blocks: they meet in its workspace.
+    frozen = make_model(VIT.replace(width=1024, heads=16, mlp_width=4096)).freeze(dtype, device="cuda")
+    images = torch.randn(1, 3, 64, 64, device="cuda")
+    want = on_cpu(frozen(images))
+    torch._C._cuda_clearCublasWorkspaces()  # as graphs of torch.compile do when they are made
+    torch.cuda.empty_cache()
+    others = [torch.full((2**22,), 7.0, device="cuda") for _ in range(32)]
+    for _ in range(3):
+        assert same_bits(on_cpu(frozen(images)), want)
+    assert all(bool((other == 7).all()) for other in others)
+
+
+@pytest.mark.cuda
 def test_host_does_not_wait() -> None:
     frozen = make_model(VIT).freeze(torch.bfloat16, device="cuda")
     images = torch.randn(1, 3, 64, 64, device="cuda")

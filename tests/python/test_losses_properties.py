@@ -211,7 +211,8 @@ def test_gradcheck_of_segmentation(device, auxiliary):
     options = {} if auxiliary is None else {"auxiliary": auxiliary}
     (logits, labels, *rest), _ = inputs("segmentation", options, device)
     loss = lambda x, *more: losses.segmentation(x, labels, *more)  # noqa: E731
-    assert torch.autograd.gradcheck(loss, (logits, *rest), fast_mode=True)
+    # On CUDA the gradient of resizing adds atomically, in any order.
+    assert torch.autograd.gradcheck(loss, (logits, *rest), fast_mode=True, nondet_tol=1e-12 * (device == "cuda"))
 
 
 @pytest.mark.parametrize(("function", "options"), LOSSES, ids=name)

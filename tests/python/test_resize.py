@@ -53,8 +53,10 @@ def test_equals_autograd_of_interpolate(
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_gradients(device: str, align_corners: bool) -> None:
     grad = torch.randn(1, 2, 6, 5, dtype=torch.float64, device=device, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda g: backward(g, [1, 2, 3, 4], align_corners), grad)
-    assert torch.autograd.gradgradcheck(lambda g: backward(g, [1, 2, 3, 4], align_corners), grad)
+    varies = 1e-12 if device == "cuda" else 0  # ATen's kernel adds atomically, in any order
+    resize = lambda g: backward(g, [1, 2, 3, 4], align_corners)  # noqa: E731
+    assert torch.autograd.gradcheck(resize, grad, nondet_tol=varies)
+    assert torch.autograd.gradgradcheck(resize, grad, nondet_tol=varies)
 
 
 def test_opcheck(device: str) -> None:

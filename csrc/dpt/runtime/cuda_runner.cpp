@@ -16,6 +16,11 @@
 #include "dpt/ops/normalize_pixels.h"
 #include "dpt/runtime/evaluate.h"
 #include "dpt/runtime/prepare.h"
+
+namespace at::cuda {
+// Of ATen/cuda/CUDAContextLight.h, which includes headers of cuBLAS that not every toolkit has.
+TORCH_CUDA_CPP_API void clearCublasWorkspaces();
+}  // namespace at::cuda
 #endif
 
 namespace dpt::runtime {
@@ -47,7 +52,8 @@ Output copy_of(const Output& output) {
 }  // namespace
 
 struct CudaRunner::State {
-  // A shape and type of images with its graph, whose memory holds the output.
+  // A shape and type of images with its graph, whose memory holds the output and all that is
+  // between.
   struct Shape {
     SizeCache cache;
     Tensor images;
@@ -103,7 +109,7 @@ CudaRunner::State::Shape& CudaRunner::State::shape_of(const Tensor& images) {
       return *shapes.front();
     }
   }
-  wait();  // the warm-up uses the workspace of the graphs, and one of them may go
+  wait();  // one of the graphs may go
   if (shapes.size() == kGraphs) shapes.pop_back();
   shapes.push_front(captured(images));
   return *shapes.front();
@@ -118,6 +124,9 @@ std::unique_ptr<CudaRunner::State::Shape> CudaRunner::State::captured(const Tens
   const c10::cuda::CUDAStreamGuard guard(side);
   for (int i = 0; i < kWarmUps; ++i) evaluated(shape->cache, shape->images);
   C10_CUDA_CHECK(cudaStreamSynchronize(side));
+  // cuBLAS keeps a workspace for each stream until somebody clears them all, as torch.compile does:
+  // that of a graph must be of the graph's own memory, and is not there yet when it is captured.
+  at::cuda::clearCublasWorkspaces();
   // Other threads may allocate meanwhile.
   shape->graph.capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
   try {
@@ -131,6 +140,7 @@ std::unique_ptr<CudaRunner::State::Shape> CudaRunner::State::captured(const Tens
     throw;
   }
   shape->graph.capture_end();
+  at::cuda::clearCublasWorkspaces();
   return shape;
 }
 
@@ -180,7 +190,7 @@ Output CudaRunner::operator()(const Tensor& images) {
   const std::lock_guard lock(state.mutex);
   State::Shape& shape = state.shape_of(images);
   const CUDAStream current = c10::cuda::getCurrentCUDAStream(state.device.index());
-  // All graphs share cuBLAS's workspace, and calls with one shape its images and output.
+  // Calls with one shape share its images and output.
   if (state.last.was_marked_for_recording()) state.last.block(current);
   shape.images.copy_(images, /*non_blocking=*/true);
   shape.graph.replay();

@@ -97,10 +97,10 @@ struct Evaluation {
         product.bias.defined() && !border ? std::optional<Tensor>(product.bias) : std::nullopt;
     const auto& context = at::globalContext();
     // cuDNN's fastest algorithm is looked for once a size.
-    const Tensor y =
-        at::_convolution(x, product.weight, bias, {stride, stride}, padding, {1, 1},
-                         /*transposed=*/false, {0, 0}, product.groups, /*benchmark=*/true,
-                         deterministic(), context.userEnabledCuDNN(), context.allowTF32CuDNN());
+    const Tensor y = at::_convolution(
+        x, product.weight, bias, {stride, stride}, padding, {1, 1},
+        /*transposed=*/false, {0, 0}, product.groups, /*benchmark=*/true, deterministic(),
+        context.userEnabledCuDNN(), context.allowTF32CuDNN(at::Float32Op::CONV));
     return border ? y + border_of(product, height, width) : y;
   }
 

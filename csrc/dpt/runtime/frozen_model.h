@@ -50,8 +50,8 @@ class DPT_API FrozenModel {
 
   const Config& config() const;
   const FreezeOptions& options() const;  // without the calibration images
-  // Layers that int8 would have cost too much, which are float32: names as in the file, the worst
-  // first.
+  // Layers that int8 would have cost too much, which are float32, or bfloat16 where there is AMX:
+  // names as in the file, the worst first.
   const std::vector<std::string>& fallbacks() const;
 
   // One safetensors file: the folded tensors, in the metadata the config, "format_version", for
