@@ -219,6 +219,24 @@ def test_gradients_under_autocast_equal_those_of_the_aten_form():
         assert (own[name] - gradient).abs().max() <= 2e-2 * largest, name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_in_half_types_has_float32_gradients(dtype):
+    """They are as near to those of float64 as ATen's, which are rounded on the way, or nearer."""
+    config = VIT.replace(width=64, heads=2, depth=4)
+    model, exact = make_model(config).to(dtype), make_model(config, torch.float64)
+    exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
+    images = torch.randn(1, 3, 96, 96, dtype=dtype)
+    names = [f"encoder.blocks.{i}.attn.qkv.weight" for i in range(4)]
+
+    def error(found, want):
+        return sum(float((found[name].double() - want[name]).norm() / want[name].norm()) for name in names)
+
+    want = gradients(exact, images.double())
+    own, aten = gradients(model, images), gradients(model, images, aten=True)
+    assert any(not torch.equal(own[name], aten[name]) for name in names)  # another computation
+    assert error(own, want) <= 1.02 * error(aten, want)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 def test_second_derivatives_equal_those_of_the_aten_form(dtype, tolerance):
     model = make_model(VIT, dtype)

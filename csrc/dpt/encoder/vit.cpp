@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "dpt/encoder/image.h"
+#include "dpt/ops/attention.h"
 #include "dpt/ops/checkpoint.h"
 #include "dpt/ops/recompute.h"
 #include "dpt/ops/resize.h"
@@ -28,7 +29,7 @@ Attention::Attention(int64_t width, int64_t heads, bool qkv_bias)
 
 Tensor Attention::operator()(const LayerNorm& norm, const Tensor& x) const {
   const auto heads_of = split_heads(qkv, norm, x, heads);
-  const Tensor mixed = at::scaled_dot_product_attention(heads_of[0], heads_of[1], heads_of[2]);
+  const Tensor mixed = attend(heads_of[0], heads_of[1], heads_of[2]);
   return proj(mixed.transpose(1, 2).flatten(2));  // [B, heads, L, d] -> [B, L, D]
 }
 
