@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "dpt/io/checkpoint.h"
 #include "dpt/runtime/evaluate.h"
 #include "dpt/runtime/prepare.h"
+#include "dpt/scenes/scene.h"
 #include "runtime_networks.h"
 
 namespace {
@@ -118,6 +120,40 @@ TEST(Evaluate, Float8IsForTheLinearLayersOfTheBlocks) {
     // What is left is the rounding of tokens, by 1 / 16 at most, and of all else to bfloat16.
     EXPECT_LT(error(got, want), 0.15);
     EXPECT_GT(error(got, evaluated(bfloat16, images)), 0);
+  }
+}
+
+// Normalised pictures [n, 3, height, width].
+Tensor scenes(int64_t n, int64_t height, int64_t width) {
+  const Tensor pixels = torch::empty({n, height, width, 3}, at::kByte),
+               depth = torch::empty({height, width}), normals = torch::empty({height, width, 3}),
+               labels = torch::empty({height, width}, at::kByte);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t seed = 3'000'000 + i;
+    dpt::scenes::render(dpt::scenes::make_scene(seed), height, width, seed,
+                        pixels[i].mutable_data_ptr<uint8_t>(), depth.mutable_data_ptr<float>(),
+                        normals.mutable_data_ptr<float>(), labels.mutable_data_ptr<uint8_t>());
+  }
+  return pixels.permute({0, 3, 1, 2}).to(at::kFloat).div(127.5).sub(1).contiguous();
+}
+
+// The table of docs/runtime.md. Means of the images' errors over the range of their maps.
+TEST(Evaluate, Float8CostsTheShippedNetworkAboutAsMuchAsBFloat16) {
+  const torch::NoGradGuard no_grad;
+  const runtime::Network network = runtime::rewrite(dpt::load_checkpoint(DPT_DEMO).model);
+  const Tensor images = scenes(8, 128, 160);
+  const auto depth = [&](at::ScalarType dtype) {
+    return evaluated(runtime::prepare(network, at::kCPU, dtype), images).depth.to(at::kFloat);
+  };
+  const Tensor want = depth(at::kFloat), range = want.amax({1, 2}) - want.amin({1, 2});
+  for (at::ScalarType dtype : {at::kBFloat16, at::kFloat8_e4m3fn}) {
+    const Tensor difference = (depth(dtype) - want).abs();
+    const double mean = (difference.mean({1, 2}) / range).mean().item<double>();
+    const double most = (difference.amax({1, 2}) / range).max().item<double>();
+    std::cout << dtype << ": mean " << mean << ", largest " << most << '\n';
+    EXPECT_LT(mean, 2e-3);
+    EXPECT_LT(most, 2e-2);
+    EXPECT_GT(mean, 1e-5);
   }
 }
 
