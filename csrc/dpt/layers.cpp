@@ -6,6 +6,7 @@
 
 #include "dpt/ops/all_reduce.h"
 #include "dpt/ops/conv2d.h"
+#include "dpt/ops/linear.h"
 
 namespace dpt {
 
@@ -56,6 +57,8 @@ void check_more_than_one_value(const Tensor& x) {
 }
 
 }  // namespace
+
+Tensor Linear::operator()(const Tensor& x) const { return linear(x, weight, bias); }
 
 Tensor Conv2d::operator()(const Tensor& x) const {
   return conv2d(x, weight, bias, stride, padding, groups);

@@ -47,7 +47,7 @@ struct DPT_API Linear {
   bool normal_init = false;
   Tensor weight{}, bias{};
 
-  Tensor operator()(const Tensor& x) const { return at::linear(x, weight, bias); }
+  Tensor operator()(const Tensor& x) const;
 
   template <class Visitor>
   void visit(Visitor&& v) {

@@ -125,6 +125,20 @@ def test_upsample_conv2d_equals_reference(size, out, align_corners, dtype, layou
     assert (got.double() - reference_upsample_conv2d(x, weight, bias, out, align_corners)).abs().max() <= tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_upsample_conv2d_in_half_types_and_its_gradients_equal_float64(dtype):
+    half = [t.to(dtype).requires_grad_() for t in make_upsample((5, 7), batch=3)]
+    double = [t.detach().double().requires_grad_() for t in half]
+    grad = make((3, 3, 10, 14), dtype)
+    upsampled, exact = upsample_conv2d(*half, (10, 14)), upsample_conv2d(*double, (10, 14))
+    got = (upsampled, *torch.autograd.grad(upsampled, half, grad))
+    want = (exact, *torch.autograd.grad(exact, double, grad.double()))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        # The upsampled map and the result are rounded, and so is the gradient between them.
+        assert (a.double() - b).abs().max() <= 4 * torch.finfo(dtype).eps * b.abs().max()
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("size", "out"), [*SIZES[2:], ((2, 3), (4, 6))])
 def test_upsample_conv2d_has_gradients_of_both_orders(size, out, align_corners):

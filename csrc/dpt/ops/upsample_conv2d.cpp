@@ -38,12 +38,11 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t he
                     "upsample_conv2d: needs weight [K, C, 3, 3] and bias [K] with C = ", x.size(1),
                     ", got ", weight.sizes(), " and ", bias.sizes(),
                     "; other kernels have no operator, use resize and conv2d");
-  TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type() &&
-                        x.scalar_type() == bias.scalar_type() &&
-                        (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble),
-                    "upsample_conv2d: x, weight and bias must be all float32 or all float64, got ",
-                    x.scalar_type(), ", ", weight.scalar_type(), " and ", bias.scalar_type(),
-                    "; convert them with to()");
+  TORCH_CHECK_VALUE(
+      x.scalar_type() == weight.scalar_type() && x.scalar_type() == bias.scalar_type() &&
+          at::isFloatingType(x.scalar_type()),
+      "upsample_conv2d: x, weight and bias must be floating and of one type, got ", x.scalar_type(),
+      ", ", weight.scalar_type(), " and ", bias.scalar_type(), "; convert them with to()");
 }
 
 // --- kernels ---
@@ -195,9 +194,39 @@ Tensor as_matrix(const Tensor& weight) {
 // map [B, C, H, W] -> its pixels as rows, [B, H * W, C].
 Tensor as_rows(const Tensor& map) { return map.permute({0, 2, 3, 1}).contiguous().flatten(1, 2); }
 
+// Half types take ATen's form, an image at a time: maps that were upsampled are large.
+Tensor half_form(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t height,
+                 int64_t width, bool align_corners) {
+  Tensor out = at::empty({x.size(0), weight.size(0), height, width}, x.options(),
+                         at::MemoryFormat::ChannelsLast);
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    out.narrow(0, i, 1).copy_(
+        aten_form(x.narrow(0, i, 1), weight, bias, height, width, align_corners));
+  }
+  return out;
+}
+
+Gradients half_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                        bool align_corners) {
+  Tensor grad_x = at::empty(x.sizes(), x.options(), at::MemoryFormat::ChannelsLast);
+  Tensor grad_weight = at::zeros(weight.sizes(), weight.options().dtype(at::kFloat));
+  Tensor grad_bias = at::zeros({weight.size(0)}, grad_weight.options());
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    const auto [of_x, of_weight, of_bias] =
+        aten_backward(grad.narrow(0, i, 1), x.narrow(0, i, 1), weight, align_corners);
+    grad_x.narrow(0, i, 1).copy_(of_x);
+    grad_weight += of_weight;
+    grad_bias += of_bias;
+  }
+  return {grad_x, grad_weight.to(x.scalar_type()), grad_bias.to(x.scalar_type())};
+}
+
 Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                            int64_t height, int64_t width, bool align_corners) {
   check(x, weight, bias, height, width);
+  if (at::isReducedFloatingType(x.scalar_type())) {
+    return half_form(x, weight, bias, height, width, align_corners);
+  }
   const Plan n{x.size(2), x.size(3), height, width, weight.size(0)};
   const Tensor matrix = as_matrix(weight), rows = as_rows(x), dense_bias = bias.contiguous();
   Tensor out = at::empty({x.size(0), n.K, n.H, n.W}, x.options(), at::MemoryFormat::ChannelsLast);
@@ -214,6 +243,9 @@ Tensor upsample_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& 
 
 Gradients upsample_conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                        bool align_corners) {
+  if (at::isReducedFloatingType(x.scalar_type())) {
+    return half_backward(grad, x, weight, align_corners);
+  }
   const Plan n{x.size(2), x.size(3), grad.size(2), grad.size(3), weight.size(0)};
   const int64_t B = x.size(0), C = x.size(1);
   const Tensor matrix = as_matrix(weight), rows = as_rows(x), grad_rows = as_rows(grad);
@@ -315,8 +347,9 @@ Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias
   if (x.is_cpu() && !traced(x) && !traced(weight)) {
     const auto cast = autocast_to_lower(x), cast_weight = autocast_to_lower(weight),
                cast_bias = autocast_to_lower(bias);
-    if (cast.scalar_type() == at::kFloat && cast_weight.scalar_type() == at::kFloat &&
-        cast_bias.scalar_type() == at::kFloat) {
+    const at::ScalarType dtype = cast.scalar_type();
+    if (dtype != at::kDouble && cast_weight.scalar_type() == dtype &&
+        cast_bias.scalar_type() == dtype) {
       return call(cast, cast_weight, cast_bias, height, width, align_corners);
     }
   }

@@ -11,7 +11,8 @@ namespace dpt {
 //
 // Both are linear, so the matrix products of the nine taps may come first: on h w pixels instead of
 // H W, and the upsampled map is never made. dpt::upsample_conv2d does that on the CPU in float32;
-// otherwise, and for tracers, tensor subclasses and mixed dtypes, the two steps run as they stand.
+// in half types it makes the upsampled map of one image at a time, and again in the backward pass.
+// Elsewhere, and for tracers, tensor subclasses and mixed dtypes, the two steps run as they stand.
 DPT_API Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                const c10::SymInt& height, const c10::SymInt& width,
                                bool align_corners);

@@ -1,14 +1,13 @@
 // csrc/dpt/runtime/convolution.inl -- convolutions and linear layers as blocked matrix products.
 //
-// A unit is a panel of output pixels. A block of panels is packed, and then each panel of weights,
-// which comes from the L3 cache or the memory, meets all of them.
+// A unit is a panel of output pixels.
 #pragma once
 
+#include "dpt/runtime/blocks.inl"
 #include "dpt/runtime/kernels.h"
 #include "dpt/runtime/packing.inl"
 #include "dpt/runtime/product.inl"
 #include "dpt/runtime/simd.inl"
-#include "dpt/runtime/tiles.inl"
 
 namespace dpt::runtime::DPT_ISA {
 namespace {
@@ -112,9 +111,9 @@ void finish(const Convolution& c, const Output* outputs, int64_t rows, int64_t c
 // Sums of int8 products to floats, in place.
 template <class Product>
 void scale_tile(const PackedMatrix& w, const Row* pixels, int64_t rows, int64_t column,
-                int64_t columns, Word* tile) {
+                Word* tile) {
   if constexpr (Product::kPrecision == Precision::kInt8) {
-    const int64_t padded = round_up(w.n, kWidth);
+    const int64_t padded = round_up(w.n, kWidth), columns = at_most(padded - column, kColumns);
     const Word* scales =
         static_cast<const Word*>(w.data) + cut(Precision::kInt8, w.k).words * padded + column;
     const Word* sums = scales + padded;
@@ -145,69 +144,11 @@ Finish choose_finish(Activation activation) {
 
 // --- blocks ---
 
-using Multiply = void (*)(const Word* a, const Word* b, int64_t depth, bool accumulate, Word* tile,
-                          const Word* next);
-
-// The kernel for the last rows and columns, too: the first `rows` of kRows, and half a panel if
-// `columns` is kWidth or less.
-template <class Product, int rows = kRows>
-Multiply choose_multiply(int64_t wanted_rows, int64_t columns) {
-  if constexpr (rows > 1) {
-    if (wanted_rows < rows) return choose_multiply<Product, rows - 1>(wanted_rows, columns);
-  }
-  return columns > kWidth ? multiply<Product, rows, kVectors> : multiply<Product, rows, 1>;
-}
-
-// As `multiply`, of a panel of the left factor, or its first rows, and one of the weights.
-template <class Product>
-inline void multiply_panel(int64_t rows, int64_t columns, const Word* a, const Word* b,
-                           int64_t depth, bool accumulate, Word* tile, const Word* next) {
-  if constexpr (!Product::kTiles) {
-    choose_multiply<Product>(rows, columns)(a, b, depth, accumulate, tile, next);
-#if defined(__AVX512F__)
-  } else {
-    const auto multiply =
-        columns > kWidth ? multiply_tiles<Product, kVectors> : multiply_tiles<Product, 1>;
-    multiply(rows, {a, kTileWords, Product::kPanel * kTileWords}, b, depth, accumulate,
-             {tile, kColumns}, next);
-#endif
-  }
-}
-
-// Parts of k, of kDepth words or less, that are packed at a time: 400 KB of the L2 cache.
-constexpr int64_t kGroup = 4;
-// Panels of the weights after which the sums of one part of k are taken up by the next one.
-constexpr int64_t kStretch = 12;
-
-struct Plan {
-  Parts parts;
-  int64_t group;       // parts of k that are packed at a time
-  int64_t num_panels;  // of the weights
-  int64_t stretch;     // panels of the weights whose sums are kept
-  int64_t left_bytes, tile_bytes, segment_bytes;
-};
-
-template <class Product>
-Plan plan(const Convolution& c) {
-  constexpr int64_t kMaxRows = Product::kBlock * Product::kPanel;
-  Plan p;
-  p.parts = cut(c.weights.precision, c.weights.k);
-  p.group = at_most(p.parts.count, kGroup);
-  p.num_panels = divide_up(c.weights.n, kColumns);
-  // Where not all of k is packed at a time, the sums of all columns wait for the next group.
-  p.stretch = p.parts.count > p.group ? p.num_panels : at_most(p.num_panels, kStretch);
-  p.left_bytes = p.group * kMaxRows * Product::kRowWords * 4;
-  p.tile_bytes = p.stretch * kMaxRows * kColumns * 4;
-  p.segment_bytes = c.num_taps * sizeof(Segment);
-  return p;
-}
-
 // Pixels [first, first + count), of at most Product::kBlock panels.
 template <class Product>
 void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count, Word* left,
                Word* tiles, const Segment* segments) {
-  constexpr int64_t kPanel = Product::kPanel, kPanelWords = kPanel * Product::kRowWords;
-  constexpr int64_t kNextRow = Product::kTiles ? kTileWords : Product::kRowWords;
+  constexpr int64_t kPanel = Product::kPanel;
   Row rows[Product::kBlock * kPanel];
   Output outputs[Product::kBlock * kPanel];
   find_rows(c, first, count, rows);
@@ -217,53 +158,28 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
   if constexpr (Product::kPrecision == Precision::kInt8) {
     for (int64_t i = 0; i < count; ++i) find_scale(gather_row, c, segments, rows[i]);
   }
-
-  const Parts& parts = p.parts;
-  const int64_t panels = divide_up(count, kPanel);
-  const Word* weights = static_cast<const Word*>(c.weights.data);
-
-  for (int64_t group = 0; group < parts.count; group += p.group) {
-    const int64_t group_end = at_most(group + p.group, parts.count);
-    for (int64_t part = group; part < group_end; ++part) {
-      const int64_t begin = part * parts.depth * Product::kElements;
-      const int64_t elements = at_most(parts.depth * Product::kElements, c.weights.k - begin);
-      Word* const to = left + (part - group) * Product::kBlock * kPanelWords;
-      for (int64_t i = 0; i < count; ++i) {
-        gather_words<Product>(gather_row, c, rows[i], segments, begin, elements,
-                              to + i / kPanel * kPanelWords + i % kPanel * kNextRow);
-      }
+  const auto pack = [&](int64_t begin, int64_t words, Word* to) {
+    const int64_t element = begin * Product::kElements;
+    const int64_t elements = at_most(words * Product::kElements, c.weights.k - element);
+    for (int64_t i = 0; i < count; ++i) {
+      gather_words<Product>(gather_row, c, rows[i], segments, element, elements,
+                            left_row<Product>(to, i));
     }
-    for (int64_t stretch = 0; stretch < p.num_panels; stretch += p.stretch) {
-      const int64_t stretch_end = at_most(stretch + p.stretch, p.num_panels);
-      for (int64_t part = group; part < group_end; ++part) {
-        const int64_t begin = part * parts.depth;
-        const int64_t depth = at_most(parts.depth, parts.words - begin);
-        for (int64_t j = stretch; j < stretch_end; ++j) {
-          const int64_t column = j * kColumns;
-          const int64_t columns = at_most(round_up(c.weights.n, kWidth) - column, kColumns);
-          const Word* right = weights + begin * round_up(c.weights.n, kWidth) + column * depth;
-          const Word* next = j + 1 < p.num_panels ? right + depth * columns : right;
-          const Word* a = left + (part - group) * Product::kBlock * kPanelWords;
-          Word* tile = tiles + (j - stretch) * panels * kPanel * kColumns;
-          for (int64_t i = 0; i < panels; ++i, a += kPanelWords, tile += kPanel * kColumns) {
-            const int64_t num_rows = at_most(count - i * kPanel, kPanel);
-            multiply_panel<Product>(num_rows, columns, a, right, depth, part > 0, tile,
-                                    next + i * depth * columns / panels);
-            if (part + 1 == parts.count) {
-              scale_tile<Product>(c.weights, rows + i * kPanel, num_rows, column, columns, tile);
-              finish_tile(c, outputs + i * kPanel, num_rows, column,
-                          reinterpret_cast<const float*>(tile));
-            }
-          }
-        }
-      }
+  };
+  const auto finish = [&](int64_t row, int64_t num_rows, int64_t column, int64_t panels, Word* sums,
+                          int64_t next) {
+    for (int64_t j = 0; j < panels; ++j, column += kColumns, sums += next) {
+      scale_tile<Product>(c.weights, rows + row, num_rows, column, sums);
+      finish_tile(c, outputs + row, num_rows, column, reinterpret_cast<const float*>(sums));
     }
-  }
+  };
+  multiply_block<Product>(p, count, static_cast<const Word*>(c.weights.data), left, tiles, pack,
+                          finish);
 }
 
 template <class Product>
 void run_blocks(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
-  const Plan p = plan<Product>(c);
+  const Plan p = plan<Product>(c.weights.k, c.weights.n);
   char* at = static_cast<char*>(scratch);
   Word* left = reinterpret_cast<Word*>(at);
   Word* tiles = reinterpret_cast<Word*>(at + p.left_bytes);
@@ -312,8 +228,8 @@ int64_t convolution_units(const Convolution& c) {
 template <bool tiles>
 size_t convolution_scratch(const Convolution& c) {
   return with_product<tiles>(c.weights.precision, [&](auto product) {
-    const Plan p = plan<decltype(product)>(c);
-    return static_cast<size_t>(p.left_bytes + p.tile_bytes + p.segment_bytes);
+    const Plan p = plan<decltype(product)>(c.weights.k, c.weights.n);
+    return static_cast<size_t>(p.left_bytes + p.tile_bytes) + c.num_taps * sizeof(Segment);
   });
 }
 

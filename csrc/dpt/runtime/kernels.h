@@ -115,6 +115,27 @@ struct Winograd {
   bool add_relu = false;
 };
 
+// --- products of two matrices ---
+
+// A matrix [rows, k] of bfloat16, or of float32 that is rounded to it. Of an element the place is
+// row * stride + k, or, `across`, k * stride + row.
+struct Factor {
+  const void* data = nullptr;
+  bool bfloat16 = false, across = false;
+  int64_t stride = 0;
+};
+
+// out [m, n] = left [m, k] . right [n, k]^T + bias, with sums in float32.
+struct MatrixProduct {
+  Factor left{}, right{};
+  int64_t m = 0, n = 0, k = 0;
+  void* packed = nullptr;       // what matrix_pack makes of `right`, aligned to 64 bytes
+  const float* bias = nullptr;  // [n]
+  void* out = nullptr;          // float32 or bfloat16
+  bool out_bfloat16 = false;
+  int64_t out_stride = 0;
+};
+
 // --- attention ---
 
 // softmax(q k^T) v of each head. The scale is in q already. With kInt8, too, it is float32.
@@ -227,6 +248,11 @@ struct Kernels {
   // Likewise weights [n, channels, 3, 3].
   size_t (*winograd_bytes)(int64_t channels, int64_t n);
   void (*winograd_pack)(const float* weights, int64_t channels, int64_t n, void* packed);
+
+  // With tiles only, else null: first matrix_pack, of matrix_bytes(work) bytes, then the product.
+  size_t (*matrix_bytes)(const MatrixProduct&) = nullptr;
+  Kernel<MatrixProduct> matrix_pack{};
+  Kernel<MatrixProduct> matrix_product{};
 
   Kernel<Convolution> convolution;
   Kernel<Winograd> winograd;

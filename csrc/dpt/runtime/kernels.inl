@@ -4,6 +4,7 @@
 #include "dpt/runtime/attention_tiles.inl"
 #include "dpt/runtime/convolution.inl"
 #include "dpt/runtime/maps.inl"
+#include "dpt/runtime/matrices.inl"
 #include "dpt/runtime/resampling.inl"
 #include "dpt/runtime/winograd.inl"
 
@@ -37,6 +38,9 @@ const Kernels& table_with_tiles() {
     Kernels kernels = kTable;
     kernels.isa = Isa::kAmx;
     kernels.beside_int8 = Precision::kBFloat16;
+    kernels.matrix_bytes = matrices::packed_bytes;
+    kernels.matrix_pack = {matrices::pack_units, matrices::pack_scratch, matrices::pack};
+    kernels.matrix_product = {matrices::units, matrices::scratch, matrices::run};
     kernels.convolution = kConvolution<true>;
     kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run};
     return kernels;

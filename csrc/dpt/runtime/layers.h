@@ -2,11 +2,11 @@
 #pragma once
 
 #include <ATen/ceil_div.h>
-#include <omp.h>
 
 #include <algorithm>
 
 #include "dpt/runtime/arena.h"
+#include "dpt/runtime/execute.h"
 #include "dpt/runtime/packed.h"
 
 namespace dpt::runtime {
@@ -49,20 +49,8 @@ struct Layers {
 
   template <class Work>
   void execute(const Kernel<Work>& kernel, const Work& work) {
-    const int64_t units = kernel.units(work);
-    if (units == 0) return;
-    const int count = static_cast<int>(std::min<int64_t>(threads, units));
-    const size_t bytes = (kernel.scratch(work) + 63) / 64 * 64;
     const Arena::Scope scope(arena);
-    char* scratch = static_cast<char*>(arena.take(bytes * count));
-    // More parts than threads: a thread whose core others use, too, leaves some to the rest.
-    constexpr int64_t kParts = 4;
-    const int64_t parts = count > 1 ? std::min<int64_t>(kParts * count, units) : 1;
-#pragma omp parallel for num_threads(count) schedule(dynamic, 1) if (count > 1)
-    for (int64_t i = 0; i < parts; ++i) {
-      kernel.run(work, units * i / parts, units * (i + 1) / parts,
-                 scratch + bytes * omp_get_thread_num());
-    }
+    runtime::execute(kernel, work, threads, [&](size_t bytes) { return arena.take(bytes); });
   }
 
   Map map(int64_t batch, int64_t height, int64_t width, int64_t channels) {

@@ -1,0 +1,30 @@
+// csrc/dpt/runtime/execute.h -- a kernel on all threads.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "dpt/runtime/kernels.h"
+
+namespace dpt::runtime {
+
+// `take(bytes)` gives the scratch memory, aligned to 64 bytes.
+template <class Work, class Take>
+void execute(const Kernel<Work>& kernel, const Work& work, int threads, const Take& take) {
+  const int64_t units = kernel.units(work);
+  if (units == 0) return;
+  const int count = static_cast<int>(std::min<int64_t>(threads, units));
+  const size_t bytes = (kernel.scratch(work) + 63) / 64 * 64;
+  char* scratch = static_cast<char*>(take(bytes * count));
+  // More parts than threads: a thread whose core others use, too, leaves some to the rest.
+  constexpr int64_t kParts = 4;
+  const int64_t parts = count > 1 ? std::min<int64_t>(kParts * count, units) : 1;
+#pragma omp parallel for num_threads(count) schedule(dynamic, 1) if (count > 1)
+  for (int64_t i = 0; i < parts; ++i) {
+    kernel.run(work, units * i / parts, units * (i + 1) / parts,
+               scratch + bytes * omp_get_thread_num());
+  }
+}
+
+}  // namespace dpt::runtime
