@@ -7,6 +7,15 @@
 
 namespace dpt {
 
+// The type in which autocast runs a product or a convolution with this weight.
+inline at::ScalarType autocast_dtype(const Tensor& weight) {
+  const auto device = weight.device().type();
+  const bool lowers = at::autocast::is_autocast_available(device) &&
+                      at::autocast::is_autocast_enabled(device) &&
+                      weight.scalar_type() != at::kDouble;
+  return lowers ? at::autocast::get_autocast_dtype(device) : weight.scalar_type();
+}
+
 // `tensor` as autocast hands it to a matrix product or a convolution; itself where autocast is off.
 // It is called before an autograd function: a weight cast inside would enter autocast's cache
 // without its gradient.

@@ -156,6 +156,46 @@ struct Conv3x3 : torch::autograd::Function<Conv3x3> {
   }
 };
 
+// A convolution under autocast. It keeps the weight and makes the copy in the lower type again in
+// the backward pass.
+struct ConvInLowerType : torch::autograd::Function<ConvInLowerType> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias, int64_t stride, int64_t padding,
+                        int64_t groups) {
+    ctx->save_for_backward({x, weight, bias.value_or(Tensor())});
+    ctx->saved_data["stride"] = stride;
+    ctx->saved_data["padding"] = padding;
+    ctx->saved_data["groups"] = groups;
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto dtype = x.scalar_type();
+    return at::conv2d(x, weight.to(dtype), bias ? bias->to(dtype) : bias, {stride, stride},
+                      {padding, padding}, {1, 1}, groups);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const NoAutocast no_autocast;
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
+    const auto pair = [&](const char* name) {
+      const int64_t value = ctx->saved_data[name].toInt();
+      return std::array<int64_t, 2>{value, value};
+    };
+    const std::array<int64_t, 2> one{1, 1}, none{0, 0};
+    const auto [grad_x, grad_weight, grad_bias] = at::convolution_backward(
+        grads[0], x, weight.to(x.scalar_type()), at::OptionalIntArrayRef(weight.size(0)),
+        pair("stride"), pair("padding"), one, /*transposed=*/false, none,
+        ctx->saved_data["groups"].toInt(),
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+         bias.defined() && ctx->needs_input_grad(2)});
+    const auto as = [](const Tensor& grad, const Tensor& like) {
+      return grad.defined() ? grad.to(like.scalar_type()) : grad;
+    };
+    return {
+        grad_x, as(grad_weight, weight), bias.defined() ? as(grad_bias, bias) : Tensor(), {}, {},
+        {}};
+  }
+};
+
 }  // namespace
 
 // --- the face of the operator ---
@@ -163,18 +203,21 @@ struct Conv3x3 : torch::autograd::Function<Conv3x3> {
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
               int64_t padding, int64_t groups) {
   static const bool avx512 = at::get_cpu_capability() == "AVX512";
-  const auto own = [&](const Tensor& x, const Tensor& weight) {
-    return !avx512 && x.is_cpu() && x.scalar_type() == at::kFloat &&
-           weight.scalar_type() == at::kFloat && x.size(1) == weight.size(1) &&
-           x.is_contiguous(at::MemoryFormat::ChannelsLast);
-  };
-  if (wants_gradient(weight) && stride == 1 && padding == 1 && groups == 1 && x.dim() == 4 &&
-      !traced(x) && !traced(weight) && weight.size(2) == 3 && weight.size(3) == 3) {
-    const Tensor cast = autocast_to_lower(x), cast_weight = autocast_to_lower(weight);
-    if (own(cast, cast_weight)) {
-      const auto cast_bias = bias.defined() ? std::optional(autocast_to_lower(bias)) : std::nullopt;
+  if (wants_gradient(weight) && x.dim() == 4 && !traced(x) && !traced(weight)) {
+    const Tensor cast = autocast_to_lower(x);
+    const at::ScalarType dtype = autocast_dtype(weight);
+    const auto optional_bias = bias.defined() ? std::optional(bias) : std::nullopt;
+    // A weight that was computed is kept for its own gradient, and its copy is the smaller one.
+    if (dtype != weight.scalar_type() && weight.is_leaf() && cast.scalar_type() == dtype) {
       const NoAutocast no_autocast;
-      return Conv3x3::apply(cast, cast_weight, cast_bias);
+      return ConvInLowerType::apply(cast, weight, optional_bias, stride, padding, groups);
+    }
+    if (!avx512 && x.is_cpu() && dtype == at::kFloat && weight.scalar_type() == dtype &&
+        cast.scalar_type() == dtype && stride == 1 && padding == 1 && groups == 1 &&
+        weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3 &&
+        x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+      const NoAutocast no_autocast;
+      return Conv3x3::apply(cast, weight, optional_bias);
     }
   }
   // Two-element lists: a list of one integer makes an invalid ONNX graph.

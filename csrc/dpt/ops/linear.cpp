@@ -51,14 +51,6 @@ struct LinearInLowerType : torch::autograd::Function<LinearInLowerType> {
 
 }  // namespace
 
-at::ScalarType linear_dtype(const Tensor& weight) {
-  const auto device = weight.device().type();
-  const bool lowers = at::autocast::is_autocast_available(device) &&
-                      at::autocast::is_autocast_enabled(device) &&
-                      weight.scalar_type() != at::kDouble;
-  return lowers ? at::autocast::get_autocast_dtype(device) : weight.scalar_type();
-}
-
 Tensor linear_in(at::ScalarType dtype, const Tensor& x, const Tensor& weight,
                  const std::optional<Tensor>& bias) {
   if (dtype == at::kBFloat16 && fits(x) && fits(weight) && (!bias || fits(*bias)) &&
@@ -87,7 +79,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   if (!wants_gradient(weight) || x.dim() < 2 || traced(x) || traced(weight)) {
     return at::linear(x, weight, bias);
   }
-  const at::ScalarType dtype = linear_dtype(weight);
+  const at::ScalarType dtype = autocast_dtype(weight);
   if (dtype == weight.scalar_type()) return at::linear(x, weight, bias);
   const Tensor lower = autocast_to_lower(x);
   const NoAutocast no_autocast;

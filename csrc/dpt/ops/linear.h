@@ -14,9 +14,6 @@ DPT_API Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias)
 
 // --- for autograd functions that contain a linear layer ---
 
-// What autocast makes of a layer of this weight.
-at::ScalarType linear_dtype(const Tensor& weight);
-
 // A linear layer in `dtype`, whatever the types of its operands; below autograd.
 Tensor linear_in(at::ScalarType dtype, const Tensor& x, const Tensor& weight,
                  const std::optional<Tensor>& bias);

@@ -87,14 +87,14 @@ bool pays(const Linear& linear, const Tensor& x) {
 
 Tensor linear_of_gelu(const Linear& linear, const Tensor& x) {
   if (!pays(linear, x)) return linear(at::gelu(x, "none"));
-  const at::ScalarType dtype = linear_dtype(linear.weight);
+  const at::ScalarType dtype = autocast_dtype(linear.weight);
   const NoAutocast no_autocast;
   return LinearOfGelu::apply(x, linear.weight, optional(linear.bias), dtype);
 }
 
 Tensor linear_of_norm(const Linear& linear, const LayerNorm& norm, const Tensor& x) {
   if (!pays(linear, x)) return linear(norm(x));
-  const at::ScalarType dtype = linear_dtype(linear.weight);
+  const at::ScalarType dtype = autocast_dtype(linear.weight);
   const NoAutocast no_autocast;
   return LinearOfNorm::apply(x, norm.weight, norm.bias, linear.weight, optional(linear.bias),
                              norm.eps, dtype);
