@@ -15,6 +15,9 @@ images of all others were made before; "ours, float8" has the linear layers of i
 With --train a step is forward under autocast, backward and AdamW(fused=True) on float32 weights, with the same loss;
 the peers are transformers eager and compiled.
 
+With --seconds no peer is begun after 0.6 of them, and rounds end with them, but not before five are measured: each row
+says how many its `rounds` are.
+
 --device cpu is a trial of this file: it times nothing of interest.
 """
 
@@ -23,7 +26,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -39,6 +41,7 @@ from transformers import DPTForDepthEstimation
 
 import torchdpt
 from torchdpt import losses
+from torchdpt.cli import multiply_adds
 
 PEERS = ("transformers", "compile", "reduce-overhead", "max-autotune", "aoti", "timm")
 TIMM = {
@@ -46,9 +49,10 @@ TIMM = {
     "dpt_large": "vit_large_patch16_384",
     "dpt_hybrid": "vit_base_r50_s16_384",
 }
-# Dense products of an H200, TFLOP/s, and multiply-adds of an image of 384 x 384 before any rewrite, in 1e9.
+# Dense products of an H200, TFLOP/s.
 PEAK = {"bfloat16": 989.0, "float16": 989.0, "tf32": 495.0, "float32": 67.0}
-MULTIPLY_ADDS = {"dpt_large": 258.2, "dpt_base": 111.8, "dpt_hybrid": 127.6}
+LEAST_ROUNDS = 5
+START = time.perf_counter()
 
 Case = Callable[[], Tensor]
 
@@ -63,6 +67,7 @@ parser.add_argument("--peers", default=",".join(PEERS))
 parser.add_argument("--rounds", type=int, default=30)
 parser.add_argument("--calls", type=int, default=10)
 parser.add_argument("--warm-up", type=int, default=5)
+parser.add_argument("--seconds", type=float, help="what is left for all of it; without it there is no limit")
 parser.add_argument("--device", default="cuda")
 args = parser.parse_args()
 unknown = set(args.peers.split(",")) - {*PEERS, ""}
@@ -79,6 +84,11 @@ torch._dynamo.config.recompile_limit = 64
 
 
 # --- measuring ---
+
+
+def past(share: float) -> bool:
+    """Of the seconds that were given."""
+    return args.seconds is not None and time.perf_counter() - START > share * args.seconds
 
 
 def synchronize() -> None:
@@ -131,6 +141,8 @@ def interleaved(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
     kinds = {"latency": one_call, "throughput": calls_in_a_row}
     times: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in cases}
     for i in range(args.warm_up + args.rounds):
+        if i >= args.warm_up + LEAST_ROUNDS and past(1):
+            break
         for name, case in cases.items():
             for kind, measure in kinds.items():
                 value = measure(case)
@@ -138,7 +150,7 @@ def interleaved(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
                     times[name][kind].append(value)
     rows: dict[str, dict[str, Any]] = {}
     for name, found in times.items():
-        rows[name] = {}
+        rows[name] = {"rounds": len(found["latency"])}
         for kind, values in found.items():
             low, median, high = statistics.quantiles(values, n=4)
             rows[name][f"{kind}_ms"] = round(median, 4)
@@ -184,6 +196,8 @@ def ahead_of_time(model: nn.Module, images: Tensor, folder: str) -> Case:
 
 
 def encoder_alone(images: Tensor) -> Case:
+    if args.model not in TIMM:
+        raise ValueError(f"timm has no encoder of {args.model}")
     import timm
 
     model = timm.create_model(TIMM[args.model], num_classes=0, img_size=args.size)
@@ -219,9 +233,8 @@ def makers_of(folder: str, pixels: Tensor, images: Tensor) -> dict[str, Callable
         "reduce-overhead": ("torch.compile, reduce-overhead", mode("reduce-overhead")),
         "max-autotune": ("torch.compile, max-autotune", mode("max-autotune")),
         "aoti": ("AOTInductor", lambda: ahead_of_time(peer_from(folder, DTYPE), cast, folder)),
+        "timm": ("encoder alone, timm compiled", lambda: encoder_alone(cast)),
     }
-    if args.model in TIMM and importlib.util.find_spec("timm"):
-        all_of_them["timm"] = ("encoder alone, timm compiled", lambda: encoder_alone(cast))
     wanted = args.peers.split(",")
     own = {"ours": ours(images, DTYPE), "ours, pixels": ours(pixels, DTYPE)}
     if ON_GPU and args.dtype == "bfloat16":
@@ -244,14 +257,35 @@ def normalized(pixels: Tensor) -> Tensor:
 
 
 def roofline(rows: list[dict[str, Any]]) -> None:
-    """The share of the peak of an H200 that the network's products, as published, take at the time of a row."""
-    if args.model not in MULTIPLY_ADDS or args.size != 384:
-        return
+    """The share of the peak of an H200 that the network's products, before any rewrite, take at the time of a row."""
     peak = PEAK["tf32" if args.tf32 else args.dtype]
+    flops = 2 * multiply_adds(torchdpt.DPTConfig.preset(args.model), args.size, args.size) * args.batch
     for row in rows:
         if "throughput_ms" in row and not row["case"].startswith("encoder"):
-            flops = 2e9 * MULTIPLY_ADDS[args.model] * args.batch
             row["share_of_peak"] = round(flops / (row["throughput_ms"] * 1e-3) / (peak * 1e12), 3)
+
+
+def prepare(
+    makers: dict[str, Callable[[], Case]], check: Callable[[str, Case], dict[str, float]]
+) -> tuple[dict[str, Case], dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The cases, what is known of each before it is timed, and rows of those that failed; "ours" may not."""
+    cases: dict[str, Case] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    failed: list[dict[str, Any]] = []
+    for name, make in makers.items():
+        if past(0.6) and not name.startswith("ours"):
+            failed.append({"case": name, "failed": "no time left"})
+            continue
+        try:
+            case, found = made(make)
+            found |= check(name, case)
+        except Exception as error:
+            if name == "ours":
+                raise
+            failed.append({"case": name, "failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
+            continue
+        cases[name], facts[name] = case, found
+    return cases, facts, failed
 
 
 def compare(cases: dict[str, Case], facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -280,20 +314,13 @@ def inference() -> list[dict[str, Any]]:
         exact = torch.cat([wide(image[None].double()) for image in images])
         del wide
         spread = exact.max() - exact.min()  # random weights give a nearly constant map
-        cases: dict[str, Case] = {}
-        facts: dict[str, dict[str, Any]] = {}
-        failed = []
-        for name, make in makers_of(folder, pixels, images).items():
-            try:
-                cases[name], facts[name] = made(make)
-            except Exception as error:
-                if name == "ours":
-                    raise
-                failed.append({"case": name, "failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
-                continue
-            if not name.startswith("encoder"):
-                difference = (cases[name]().double() - exact).abs().max() / spread
-                facts[name]["error"] = float(f"{float(difference):.1e}")
+
+        def error_of(name: str, case: Case) -> dict[str, float]:
+            if name.startswith("encoder"):
+                return {}
+            return {"error": float(f"{float((case().double() - exact).abs().max() / spread):.1e}")}
+
+        cases, facts, failed = prepare(makers_of(folder, pixels, images), error_of)
         rows = compare(cases, facts)
     roofline(rows)
     return rows + failed
@@ -340,11 +367,8 @@ def training() -> list[dict[str, Any]]:
             makers["transformers eager"] = eager
         if "compile" in args.peers.split(","):
             makers["torch.compile"] = with_compile
-        cases, facts = {}, {}
-        for name, make in makers.items():
-            cases[name], facts[name] = made(make)
-            facts[name]["loss_of_second_step"] = round(float(cases[name]()), 6)
-        return compare(cases, facts)
+        cases, facts, failed = prepare(makers, lambda _, case: {"loss_of_second_step": round(float(case()), 6)})
+        return compare(cases, facts) + failed
 
 
 precision = "tf32" if args.tf32 else args.dtype

@@ -1,14 +1,16 @@
 // The scalar code of CUDA kernels of frozen models, on the host: what many lanes make of a row with
 // V values at once is what one lane makes of it, value by value. Their numbers:
-// tests/python/test_{normalize_pixels,quantize_rows,group_norm,readout}.py.
+// tests/python/test_{normalize_pixels,quantize_rows,group_norm,readout,add_layer_norm}.py.
 #include <c10/util/BFloat16.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <vector>
 
+#include "dpt/ops/add_layer_norm_math.h"
 #include "dpt/ops/group_norm_math.h"
 #include "dpt/ops/normalize_pixels_math.h"
 #include "dpt/ops/quantize_rows_math.h"
@@ -83,6 +85,47 @@ TEST(KernelMath, LanesAndPartsShareTheMomentsOfAGroup) {
     }
     EXPECT_NEAR(alone.sum, shared.sum, 1e-10);
     EXPECT_NEAR(alone.squares, shared.squares, 1e-10);
+  }
+}
+
+TEST(KernelMath, LanesShareARowThatIsAddedAndNormalized) {
+  const float eps = 1e-6F;
+  for (const int64_t D : {8, 256, 768, 1000}) {
+    const auto drawn = random_values<c10::BFloat16>(2 * D);
+    std::vector<c10::BFloat16> x(drawn.begin(), drawn.begin() + D),
+        y(drawn.begin() + D, drawn.end());
+    alignas(16) c10::BFloat16 given[1000], more[1000], shared_x[1000], shared[1000];
+    std::copy(x.begin(), x.end(), given);
+    std::copy(y.begin(), y.end(), more);
+    std::vector<c10::BFloat16> alone(D);
+    float total = 0, squares = 0;  // as one lane has them
+    int asked = 0;
+    dpt::norm::add_layer_norm_row<1>(
+        x.data(), y.data(), alone.data(), D, eps, 0, 1,
+        [&](float sum) { return (asked++ == 0 ? total : squares) = sum; });
+    // A lane asks twice, for the sum and for the squares. Each run gives all lanes the row anew.
+    std::vector<float> totals(32), of_squares(32);
+    const auto run = [&](float known_total, float known_squares) {
+      std::copy_n(given, D, shared_x);
+      for (int lane = 0; lane < 32; ++lane) {
+        int call = 0;
+        dpt::norm::add_layer_norm_row<8>(shared_x, more, shared, D, eps, lane, 32, [&](float sum) {
+          (call == 0 ? totals : of_squares)[lane] = sum;
+          return call++ == 0 ? known_total : known_squares;
+        });
+      }
+    };
+    run(0, 0);
+    const float sum = std::accumulate(totals.begin(), totals.end(), 0.0F);
+    EXPECT_NEAR(sum, total, 1e-4);  // float32 sums in another order
+    run(total, 0);
+    EXPECT_NEAR(std::accumulate(of_squares.begin(), of_squares.end(), 0.0F), squares,
+                1e-5 * squares);
+    run(total, squares);
+    EXPECT_TRUE(std::equal(x.begin(), x.end(), shared_x)) << D;
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), shared)) << D;
+    const float first = (x[0] - total / D) / std::sqrt(squares / D + eps);
+    EXPECT_NEAR(alone[0], first, 0x1p-8 * std::abs(first));
   }
 }
 

@@ -49,9 +49,10 @@ def test_program_without_python_loads_runs_and_trains(build: Path, tmp_path: Pat
     assert done.stdout.startswith("depth [2, 64, 96], loss ")
 
 
-def test_program_without_python_freezes_and_loads(build: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", [[], pytest.param(["cuda"], marks=pytest.mark.cuda)])
+def test_program_without_python_freezes_and_loads(device: list[str], build: Path, tmp_path: Path) -> None:
     torchdpt.DPTModel(CONFIG).save_pretrained(tmp_path)
-    command = [build / "freeze", tmp_path, tmp_path / "model.frozen"]
+    command = [build / "freeze", tmp_path, tmp_path / "model.frozen", *device]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout == "depth [2, 64, 96], me\n"
 

@@ -93,6 +93,12 @@ def test_data_off_a_16_byte_boundary(device: str) -> None:
     assert (got.double().cpu() - normed(x, 2, weight, bias, relu=False)).abs().max() <= 3e-5
 
 
+def test_takes_more_images_than_a_grid_has_rows(device: str) -> None:
+    x, weight, bias = inputs((65537, 4, 1, 2), torch.float32, device)
+    got = torch.ops.dpt.group_norm(x, 2, weight, bias, EPS, None, False)
+    assert (got.double().cpu() - normed(x, 2, weight, bias, relu=False)).abs().max() <= 3e-5
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
 def test_takes_empty_maps(device: str, shape: tuple[int, ...]) -> None:
     x, weight, bias = inputs(shape, torch.float32, device)

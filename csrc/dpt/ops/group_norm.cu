@@ -31,29 +31,33 @@ __device__ Moments<A> block_sum(Moments<A> value) {
   return value;
 }
 
-// A block sums one group over a run of pixels; a thread takes pixels of it. What neighbouring
-// groups read of a cache line comes from cache. Bound by bytes: x is read once.
+// A block sums one group of an image over a run of pixels; a thread takes pixels of it. What
+// neighbouring groups read of a cache line comes from cache. Bound by bytes: x is read once. All
+// blocks lie along x, where a grid has 2^31 - 1 of them and not 65535.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    moments_kernel(Groups n, const T* __restrict__ x, Moments<Acc<T>>* __restrict__ partial) {
-  const int64_t part = blockIdx.x, parts = gridDim.x, group = blockIdx.y, image = blockIdx.z;
+    moments_kernel(Groups n, int64_t parts, const T* __restrict__ x,
+                   Moments<Acc<T>>* __restrict__ partial) {
+  const int64_t part = blockIdx.x % parts, row = blockIdx.x / parts;
+  const int64_t group = row % n.groups, image = row / n.groups;
   const int64_t begin = n.pixels * part / parts, end = n.pixels * (part + 1) / parts;
   const auto total = block_sum(
       moments<Acc<T>>(n, x + image * n.pixels * n.C, group, begin, end, threadIdx.x, kThreads));
-  if (threadIdx.x == 0) partial[(image * n.groups + group) * parts + part] = total;
+  if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
 // A block takes a run of values of one image, a thread V neighbours at a time; before that it finds
 // what becomes of each channel. Bound by bytes: x and add are read and out written once.
 template <int V, class T>
 __global__ void __launch_bounds__(kThreads)
-    normalize_kernel(Groups n, int64_t parts, const T* __restrict__ x, const T* __restrict__ add,
-                     const Acc<T>* __restrict__ weight, const Acc<T>* __restrict__ bias, Acc<T> eps,
-                     bool relu, const Moments<Acc<T>>* __restrict__ partial, T* __restrict__ out) {
+    normalize_kernel(Groups n, int64_t parts, int64_t runs, const T* __restrict__ x,
+                     const T* __restrict__ add, const Acc<T>* __restrict__ weight,
+                     const Acc<T>* __restrict__ bias, Acc<T> eps, bool relu,
+                     const Moments<Acc<T>>* __restrict__ partial, T* __restrict__ out) {
   using A = Acc<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto* channels = reinterpret_cast<Affine<A>*>(memory);
-  const int64_t image = blockIdx.y;
+  const int64_t image = blockIdx.x / runs, run = blockIdx.x % runs;
   x += image * n.pixels * n.C;
   out += image * n.pixels * n.C;
   if (add != nullptr) add += image * n.pixels * n.C;
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   const int64_t items = n.pixels * n.C / V, per_pixel = n.C / V;
-  const int64_t begin = blockIdx.x * kThreads * kItems;
+  const int64_t begin = run * kThreads * kItems;
   const int64_t end = begin + kThreads * kItems < items ? begin + kThreads * kItems : items;
   const int64_t step = kThreads % per_pixel;
   int64_t place = (begin + threadIdx.x) % per_pixel;  // of the item in its pixel
@@ -90,18 +94,16 @@ cudaError_t launch_typed(const Groups& n, const void* x, const void* add, const 
   const auto* from = static_cast<const T*>(x);
   auto* sums = static_cast<Moments<A>*>(partial);
   const int64_t parts = parts_of(n);
-  const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(n.groups),
-                  static_cast<unsigned>(n.B));
-  moments_kernel<<<grid, kThreads, 0, stream>>>(n, from, sums);
+  moments_kernel<<<static_cast<unsigned>(n.B * n.groups * parts), kThreads, 0, stream>>>(
+      n, parts, from, sums);
   constexpr int V = 16 / sizeof(T);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const bool packed = n.C % V == 0 && aligned(x) && aligned(add) && aligned(out);
   const int64_t items = n.pixels * n.C / (packed ? V : 1);
-  const int64_t blocks = (items + kThreads * kItems - 1) / (kThreads * kItems);
+  const int64_t runs = (items + kThreads * kItems - 1) / (kThreads * kItems);
   const auto kernel = packed ? normalize_kernel<V, T> : normalize_kernel<1, T>;
-  kernel<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(n.B)), kThreads,
-           n.C * sizeof(Affine<A>), stream>>>(
-      n, parts, from, static_cast<const T*>(add), static_cast<const A*>(weight),
+  kernel<<<static_cast<unsigned>(n.B * runs), kThreads, n.C * sizeof(Affine<A>), stream>>>(
+      n, parts, runs, from, static_cast<const T*>(add), static_cast<const A*>(weight),
       static_cast<const A*>(bias), static_cast<A>(eps), relu, sums, static_cast<T*>(out));
   return cudaGetLastError();
 }

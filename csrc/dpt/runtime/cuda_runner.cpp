@@ -5,12 +5,14 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/Event.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <list>
+#include <map>
 #include <mutex>
 
 #include "dpt/ops/normalize_pixels.h"
@@ -42,6 +44,29 @@ struct PlainTensors {
   at::NoGradGuard no_grad;
 };
 
+// One capture is under way at a time in a process, since the state of PyTorch's random numbers is
+// one for all. Its stream is nobody else's: PyTorch's pool has 32, handed out in turn, and what
+// another thread gives to the stream becomes part of the graph.
+struct Captures {
+  std::mutex mutex;
+  std::map<c10::DeviceIndex, CUDAStream> streams;
+
+  static Captures& all() {
+    static auto* const captures = new Captures;  // never destroyed: CUDA may be gone before
+    return *captures;
+  }
+  // With the lock held.
+  CUDAStream stream(c10::DeviceIndex index) {
+    auto found = streams.find(index);
+    if (found == streams.end()) {
+      cudaStream_t raw = nullptr;
+      C10_CUDA_CHECK(cudaStreamCreateWithFlags(&raw, cudaStreamNonBlocking));
+      found = streams.emplace(index, c10::cuda::getStreamFromExternal(raw, index)).first;
+    }
+    return found->second;
+  }
+};
+
 Output copy_of(const Output& output) {
   Output copy;
   if (output.depth.defined()) copy.depth = output.depth.clone();
@@ -65,7 +90,6 @@ struct CudaRunner::State {
   at::Device device;
   at::ScalarType dtype;             // of maps
   std::array<double, 3> mean, std;  // of pixels
-  CUDAStream side;                  // for warm-up and capture
   std::mutex mutex;
   c10::Event last{c10::DeviceType::CUDA};    // behind the last call's work
   std::list<std::unique_ptr<Shape>> shapes;  // the last one used first
@@ -76,14 +100,15 @@ struct CudaRunner::State {
         device(device),
         dtype(type_of_maps(dtype)),
         mean(mean),
-        std(std),
-        side(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+        std(std) {}
 
   ~State() {
     try {
       wait();
     } catch (...) {  // CUDA is gone already at the end of a process
     }
+    const std::lock_guard lock(Captures::all().mutex);
+    shapes.clear();
   }
 
   // For all graphs that were started.
@@ -110,6 +135,7 @@ CudaRunner::State::Shape& CudaRunner::State::shape_of(const Tensor& images) {
     }
   }
   wait();  // one of the graphs may go
+  const std::lock_guard lock(Captures::all().mutex);
   if (shapes.size() == kGraphs) shapes.pop_back();
   shapes.push_front(captured(images));
   return *shapes.front();
@@ -121,12 +147,16 @@ std::unique_ptr<CudaRunner::State::Shape> CudaRunner::State::captured(const Tens
   shape->images = at::empty(images.sizes(), images.options(), at::MemoryFormat::Contiguous);
   shape->images.copy_(images);
   C10_CUDA_CHECK(cudaStreamSynchronize(current));
+  const CUDAStream side = Captures::all().stream(device.index());
   const c10::cuda::CUDAStreamGuard guard(side);
   for (int i = 0; i < kWarmUps; ++i) evaluated(shape->cache, shape->images);
   C10_CUDA_CHECK(cudaStreamSynchronize(side));
   // cuBLAS keeps a workspace for each stream until somebody clears them all, as torch.compile does:
   // that of a graph must be of the graph's own memory, and is not there yet when it is captured.
   at::cuda::clearCublasWorkspaces();
+  // Blocks that the allocator keeps are not released during a capture, whose memory is a pool
+  // apart.
+  c10::cuda::CUDACachingAllocator::emptyCache();
   // Other threads may allocate meanwhile.
   shape->graph.capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
   try {
@@ -184,7 +214,7 @@ Output CudaRunner::operator()(const Tensor& images) {
     return one;
   }
   if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
-    SizeCache cache;
+    SizeCache cache{.find_algorithms = false};  // a search waits for the GPU, which ends a capture
     return state.evaluated(cache, images);
   }
   const std::lock_guard lock(state.mutex);
@@ -194,6 +224,7 @@ Output CudaRunner::operator()(const Tensor& images) {
   if (state.last.was_marked_for_recording()) state.last.block(current);
   shape.images.copy_(images, /*non_blocking=*/true);
   shape.graph.replay();
+  state.last.record(current);  // in case there is no memory for the copies
   Output output = copy_of(shape.output);
   state.last.record(current);
   return output;

@@ -96,11 +96,10 @@ struct Evaluation {
     const auto bias =
         product.bias.defined() && !border ? std::optional<Tensor>(product.bias) : std::nullopt;
     const auto& context = at::globalContext();
-    // cuDNN's fastest algorithm is looked for once a size.
     const Tensor y = at::_convolution(
         x, product.weight, bias, {stride, stride}, padding, {1, 1},
-        /*transposed=*/false, {0, 0}, product.groups, /*benchmark=*/true, deterministic(),
-        context.userEnabledCuDNN(), context.allowTF32CuDNN(at::Float32Op::CONV));
+        /*transposed=*/false, {0, 0}, product.groups, /*benchmark=*/cache.find_algorithms,
+        deterministic(), context.userEnabledCuDNN(), context.allowTF32CuDNN(at::Float32Op::CONV));
     return border ? y + border_of(product, height, width) : y;
   }
 
@@ -114,7 +113,8 @@ struct Evaluation {
           .permute({0, 3, 1, 2});
     }
     if (fuses_relu(product, x.device().type(), x.scalar_type(), deterministic()) &&
-        at::globalContext().userEnabledCuDNN() && !cache.unfused.contains(&product)) {
+        at::globalContext().userEnabledCuDNN() && !cache.unfused.contains(&product) &&
+        (cache.find_algorithms || !at::globalContext().benchmarkCuDNN())) {
       try {
         // The third summand that this kernel has is any map of the shape, times 0.
         return at::cudnn_convolution_add_relu(x, product.weight, /*z=*/x, /*alpha=*/0, product.bias,

@@ -14,6 +14,7 @@ struct SizeCache {
   Tensor pos_embed{};                         // [h * w, D]
   std::map<const Product*, Tensor> border{};  // bias and border of each output pixel, [1, n, H, W]
   std::set<const Product*> unfused{};         // cuDNN has no kernel that does its ReLU, too
+  bool find_algorithms = true;                // cuDNN tries which is the fastest, once a size
 };
 
 // Whether cuDNN is asked for one kernel that does a convolution, its bias and the ReLU behind it:

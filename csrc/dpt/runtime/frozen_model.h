@@ -32,9 +32,10 @@ struct DPT_API FreezeOptions {
   runtime::Rewrites rewrites{};
 };
 
-// Calls from several threads at once are independent of each other, and each gives the same bits
-// as one alone, with any number of threads. On a GPU a call only gives work to the current stream;
-// the first one of a shape of images captures a CUDA graph, which the later ones replay.
+// Calls may come from several threads at once. On a CPU they are independent of each other, and
+// each gives the same bits as one alone, with any number of threads. On a GPU they are in order,
+// each behind the one before it, and a call only gives work to the current stream; the first one of
+// a shape of images captures a CUDA graph, which the later ones replay.
 class DPT_API FrozenModel {
  public:
   // Folds and packs the tensors of a model on the CPU, which is not needed any more afterwards.
