@@ -100,7 +100,7 @@ run_tests() {
 }
 
 run_sanitizers() {
-  local all=(tests/python/test_{upsample_add,upsample_gather,add_layer_norm,group_norm,normalize_pixels,quantize_rows,readout,losses}.py)
+  local all=(tests/python/test_{resize,upsample_add,upsample_gather,add_layer_norm,group_norm,normalize_pixels,quantize_rows,readout,losses}.py)
   local with_shared_memory=(tests/python/test_{group_norm,losses}.py)
   local tools=(memcheck racecheck synccheck) tests i
   # Every allocation by itself, so that what lies outside of a tensor is outside of memory.

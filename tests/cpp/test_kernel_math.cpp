@@ -1,11 +1,12 @@
 // The scalar code of CUDA kernels of frozen models, on the host: what many lanes make of a row with
 // V values at once is what one lane makes of it, value by value. Their numbers:
-// tests/python/test_{normalize_pixels,quantize_rows,group_norm,readout,add_layer_norm}.py.
+// tests/python/test_{normalize_pixels,quantize_rows,group_norm,readout,add_layer_norm,resize}.py.
 #include <c10/util/BFloat16.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "dpt/ops/normalize_pixels_math.h"
 #include "dpt/ops/quantize_rows_math.h"
 #include "dpt/ops/readout_math.h"
+#include "dpt/ops/resize_math.h"
 
 namespace {
 
@@ -126,6 +128,25 @@ TEST(KernelMath, LanesShareARowThatIsAddedAndNormalized) {
     EXPECT_TRUE(std::equal(alone.begin(), alone.end(), shared)) << D;
     const float first = (x[0] - total / D) / std::sqrt(squares / D + eps);
     EXPECT_NEAR(alone[0], first, 0x1p-8 * std::abs(first));
+  }
+}
+
+TEST(KernelMath, PacksOfChannelsHaveTheirGradients) {
+  const dpt::resize::Size n{2, 16, 5, 7, 12, 9};
+  const auto drawn = random_values<c10::BFloat16>(n.B * n.C * n.H * n.W);
+  alignas(16) static c10::BFloat16 grad[2 * 16 * 12 * 9], together[2 * 16 * 5 * 7];
+  std::copy(drawn.begin(), drawn.end(), grad);
+  for (const bool align_corners : {false, true}) {
+    const auto rows = dpt::resize::axis<float>(n.h, n.H, align_corners);
+    const auto columns = dpt::resize::axis<float>(n.w, n.W, align_corners);
+    std::vector<c10::BFloat16> alone(std::size(together));
+    for (size_t i = 0; i < alone.size(); ++i) {
+      dpt::resize::backward_item<1, true>(n, rows, columns, grad, alone.data(), i);
+    }
+    for (size_t i = 0; i < alone.size() / 8; ++i) {
+      dpt::resize::backward_item<8, true>(n, rows, columns, grad, together, i);
+    }
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together));
   }
 }
 

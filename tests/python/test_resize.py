@@ -53,10 +53,29 @@ def test_equals_autograd_of_interpolate(
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_gradients(device: str, align_corners: bool) -> None:
     grad = torch.randn(1, 2, 6, 5, dtype=torch.float64, device=device, requires_grad=True)
-    varies = 1e-12 if device == "cuda" else 0  # ATen's kernel adds atomically, in any order
     resize = lambda g: backward(g, [1, 2, 3, 4], align_corners)  # noqa: E731
-    assert torch.autograd.gradcheck(resize, grad, nondet_tol=varies)
-    assert torch.autograd.gradgradcheck(resize, grad, nondet_tol=varies)
+    assert torch.autograd.gradcheck(resize, grad)
+    assert torch.autograd.gradgradcheck(resize, grad)
+
+
+@pytest.mark.usefixtures("_determinism")
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_wide_maps(device: str, dtype: torch.dtype, align_corners: bool, offset: int) -> None:
+    """Sixteen channels, which a GPU reads in packs; not those that begin between two packs."""
+    memory = torch.randn(2 * 17 * 13 * 16 + offset, device=device).to(dtype)
+    grad = memory[offset:].view(2, 17, 13, 16).permute(0, 3, 1, 2)
+    got = backward(grad, [2, 16, 8, 7], align_corners)
+    x = torch.zeros(2, 16, 8, 7, dtype=torch.float64, requires_grad=True)
+    y = F.interpolate(x, (17, 13), mode="bilinear", align_corners=align_corners)
+    (want,) = torch.autograd.grad(y, x, grad.double().cpu())
+    tolerance = 3e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    assert (got.double().cpu() - want).abs().max() <= tolerance * want.abs().max()
+
+
+def test_takes_no_images(device: str) -> None:
+    assert backward(torch.zeros(0, 3, 6, 8, device=device), [0, 3, 3, 4], True).shape == (0, 3, 3, 4)
 
 
 def test_opcheck(device: str) -> None:

@@ -1,11 +1,23 @@
 // csrc/dpt/ops/resize.cpp -- bilinear resizing: the gradient operator and autograd.
 #include "dpt/ops/resize.h"
 
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <array>
+
+#include "dpt/ops/resize_math.h"
+
+#ifdef DPT_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "dpt/ops/cuda_dtype.h"
+#include "dpt/ops/resize_cuda.h"
+#endif
 
 namespace dpt {
 namespace {
@@ -24,33 +36,53 @@ Tensor aten_form(const Tensor& x, const c10::SymInt& height, const c10::SymInt& 
 
 // --- the gradient ---
 
-// The weights of one axis as a matrix [out, in]: a hat function around each input.
-Tensor weights(int64_t in, int64_t out, bool align_corners, const at::TensorOptions& options) {
-  Tensor position = at::arange(out, options);
-  if (align_corners) {
-    position = position * (in - 1) / std::max<int64_t>(out - 1, 1);
-  } else {
-    position = ((position + 0.5) * in / out - 0.5).clamp(0, in - 1);
-  }
-  return (1 - (position.unsqueeze(1) - at::arange(in, options)).abs()).clamp_min(0);
+resize::Size size_of(const Tensor& grad, at::IntArrayRef size) {
+  return {size[0], size[1], size[2], size[3], grad.size(2), grad.size(3)};
 }
 
-// ATen's kernel; on CUDA it adds atomically. Where determinism is asked for, two matrix products
-// give the same sums in a fixed order.
-Tensor backward_kernel(const Tensor& grad, at::IntArrayRef size, bool align_corners) {
-  if (!at::globalContext().deterministicAlgorithms()) {
-    return at::upsample_bilinear2d_backward(grad, {grad.size(2), grad.size(3)}, size,
-                                            align_corners);
-  }
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const auto type = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto options = at::TensorOptions().dtype(type).device(grad.device());
-  const Tensor rows = weights(size[2], grad.size(2), align_corners, options);
-  const Tensor columns = weights(size[3], grad.size(3), align_corners, options);
-  return at::matmul(rows.t(), at::matmul(grad.to(type), columns))
-      .to(grad.scalar_type())
-      .contiguous(grad.suggest_memory_format());
+// ATen's kernel.
+Tensor backward_default(const Tensor& grad, at::IntArrayRef size, bool align_corners) {
+  return at::upsample_bilinear2d_backward(grad, {grad.size(2), grad.size(3)}, size, align_corners);
 }
+
+// The CUDA kernel's twin where determinism is asked for, else ATen's, which is faster here and adds
+// in one order, too.
+Tensor backward_cpu(const Tensor& grad, at::IntArrayRef size, bool align_corners) {
+  if (!at::globalContext().deterministicAlgorithms()) {
+    return backward_default(grad, size, align_corners);
+  }
+  const auto format = grad.suggest_memory_format();
+  const Tensor dense = grad.contiguous(format), out = at::empty(size, grad.options(), format);
+  const resize::Size n = size_of(grad, size);
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, grad.scalar_type(), "resize_bilinear_backward", [&] {
+        const auto rows = resize::axis<resize::Acc<scalar_t>>(n.h, n.H, align_corners);
+        const auto columns = resize::axis<resize::Acc<scalar_t>>(n.w, n.W, align_corners);
+        const auto item = format == at::MemoryFormat::ChannelsLast
+                              ? resize::backward_item<1, true, scalar_t>
+                              : resize::backward_item<1, false, scalar_t>;
+        const auto* from = dense.const_data_ptr<scalar_t>();
+        auto* to = out.mutable_data_ptr<scalar_t>();
+        at::parallel_for(0, out.numel(), 1024, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) item(n, rows, columns, from, to, i);
+        });
+      });
+  return out;
+}
+
+#ifdef DPT_WITH_CUDA
+Tensor backward_cuda(const Tensor& grad, at::IntArrayRef size, bool align_corners) {
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const auto format = grad.suggest_memory_format();
+  const Tensor dense = grad.contiguous(format), out = at::empty(size, grad.options(), format);
+  if (out.numel() == 0) return out;
+  C10_CUDA_CHECK(resize::launch_backward(
+      cuda_dtype(grad.scalar_type()), format == at::MemoryFormat::ChannelsLast, size_of(grad, size),
+      align_corners, dense.const_data_ptr(), out.mutable_data_ptr(),
+      c10::cuda::getCurrentCUDAStream()));
+  return out;
+}
+#endif
 
 Tensor backward_meta(const Tensor& grad, c10::SymIntArrayRef size, bool /*align_corners*/) {
   return at::empty_symint(size, grad.options(), grad.suggest_memory_format());
@@ -119,8 +151,12 @@ TORCH_LIBRARY_FRAGMENT(dpt, m) {
   m.def("resize_bilinear_backward(Tensor grad, SymInt[4] size, bool align_corners) -> Tensor");
 }
 
+TORCH_LIBRARY_IMPL(dpt, CPU, m) { m.impl("resize_bilinear_backward", backward_cpu); }
+#ifdef DPT_WITH_CUDA
+TORCH_LIBRARY_IMPL(dpt, CUDA, m) { m.impl("resize_bilinear_backward", backward_cuda); }
+#endif
 TORCH_LIBRARY_IMPL(dpt, CompositeExplicitAutograd, m) {
-  m.impl("resize_bilinear_backward", backward_kernel);
+  m.impl("resize_bilinear_backward", backward_default);
 }
 TORCH_LIBRARY_IMPL(dpt, Meta, m) { m.impl("resize_bilinear_backward", backward_meta); }
 TORCH_LIBRARY_IMPL(dpt, Autograd, m) { m.impl("resize_bilinear_backward", backward_autograd); }

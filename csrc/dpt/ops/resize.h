@@ -7,7 +7,8 @@ namespace dpt {
 
 // Resizes x [B, C, h, w] to [B, C, height, width]; upsample_bilinear2d with a gradient of our own,
 // dpt::resize_bilinear_backward, which
-//   - can be deterministic on CUDA, where ATen's throws if determinism is asked for;
+//   - is deterministic on CUDA, where ATen's adds atomically and throws if determinism is asked
+//   for;
 //   - stays whole under torch.compile: Inductor (torch 2.13, CPU) takes ATen's apart into scattered
 //     additions, and fuses these with other loops such that gradients come out as zeros.
 // Differentiable, also twice.
