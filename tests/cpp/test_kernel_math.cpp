@@ -47,6 +47,29 @@ TEST(KernelMath, LanesShareARowOfPixels) {
   EXPECT_EQ(alone[H * W + 1], static_cast<float>(in[5]));  // the second channel of the second pixel
 }
 
+TEST(KernelMath, LanesShareARowOfPatches) {
+  const int64_t H = 4, W = 68, P = 2;
+  const dpt::pixels::Map map{
+      1, H, W, {0, 1, W * 3, 3}, {0, P * P, P, 1}, P, W / P * 3 * P * P, 3 * P * P};
+  const dpt::pixels::Normalization by{{1, 1, 1}, {0, 0, 0}};
+  std::vector<uint8_t> in(H * W * 3);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<uint8_t>(37 * i);
+  std::vector<float> shared(H * W * 3, -7);
+  for (int64_t row = 0; row < H; ++row) {
+    for (int lane = 0; lane < 32; ++lane) {
+      dpt::pixels::normalize_row(map, by, in.data(), shared.data(), row, lane, 32);
+    }
+  }
+  for (int64_t y = 0; y < H; ++y) {
+    for (int64_t x = 0; x < W; ++x) {
+      for (int64_t c = 0; c < 3; ++c) {
+        const int64_t patch = y / P * (W / P) + x / P, inside = (c * P + y % P) * P + x % P;
+        EXPECT_EQ(shared[patch * 3 * P * P + inside], in[(y * W + x) * 3 + c]);
+      }
+    }
+  }
+}
+
 TEST(KernelMath, LanesShareARowThatIsQuantized) {
   for (const int64_t D : {8, 256, 768, 1000}) {
     auto x = random_values<c10::BFloat16>(D);

@@ -172,6 +172,23 @@ TEST(Evaluate, CacheOfASizeChangesNothing) {
   }
 }
 
+TEST(Evaluate, PixelsAreNormalisedOnTheWay) {
+  const runtime::PixelStatistics statistics{{0.5, 0.4, 0.3}, {0.2, 0.25, 0.5}};
+  const auto of = [](const std::array<double, 3>& three) {
+    return torch::tensor(at::ArrayRef<double>(three)).view({1, 3, 1, 1});
+  };
+  for (const dpt::Config& config : runtime_test::family()) {
+    const auto network = runtime::prepare(
+        runtime::rewrite(runtime_test::random_model(config, at::kFloat)), at::kCPU, at::kFloat);
+    const Tensor photographs = torch::randint(256, {2, 64, 96, 3}, at::kByte).permute({0, 3, 1, 2});
+    const Tensor images =
+        ((photographs / 255.0 - of(statistics.mean)) / of(statistics.std)).to(at::kFloat);
+    runtime::SizeCache cache;
+    const dpt::Output got = runtime::evaluate(network, cache, photographs, statistics);
+    EXPECT_LT(error(got, evaluated(network, images.contiguous())), 1e-4);
+  }
+}
+
 runtime::Product convolution(int64_t n, int64_t channels, int64_t kernel) {
   runtime::Product product;
   product.weight = torch::zeros({n, channels, kernel, kernel});

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -251,25 +252,30 @@ def test_attention_in_half_types_has_float32_gradients(dtype):
     assert error(own, want) <= 1.02 * error(aten, want)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
-def test_second_derivatives_equal_those_of_the_aten_form(dtype, tolerance):
+def second_derivatives(model, images, *, aten=False, autocast=False):
+    """Of the parameters, of the squares of the loss's gradients."""
+    parameters = list(model.parameters())
+    with Passthrough() if aten else nullcontext():
+        # The fused attention has none.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(images).depth.to(parameters[0].dtype).square().mean()
+        first = torch.autograd.grad(loss, parameters, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
+
+
+@pytest.mark.parametrize(
+    # The same sums in another order; bfloat16 twice.
+    ("dtype", "autocast", "tolerance"),
+    [(torch.float64, False, 1e-9), (torch.float32, False, 1e-3), (torch.float32, True, 5e-2)],
+)
+def test_second_derivatives_equal_those_of_the_aten_form(dtype, autocast, tolerance):
     model = make_model(VIT, dtype)
     images = torch.randn(1, 3, 32, 64, dtype=dtype)
-    parameters = list(model.parameters())
-
-    def second():
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has none
-            loss = model(images).depth.square().mean()
-            first = torch.autograd.grad(loss, parameters, create_graph=True)
-            return torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
-
-    own = second()
-    with Passthrough():
-        aten = second()
+    own, aten = (second_derivatives(model, images, aten=aten, autocast=autocast) for aten in (False, True))
     largest = max(g.abs().max() for g in aten)
     assert largest > 0
     for a, b in zip(own, aten, strict=True):
-        assert (a - b).abs().max() <= tolerance * largest  # the same sums in another order
+        assert (a - b).abs().max() <= tolerance * largest
 
 
 def test_gradients_are_those_of_processors_without_avx512_too():
@@ -278,7 +284,7 @@ def test_gradients_are_those_of_processors_without_avx512_too():
         "import torch, test_conv2d as t\n"
         "with torch.profiler.profile() as profile: t.test_gradients_equal_those_of_the_aten_form(t.VIT)\n"
         "t.test_gradients_under_autocast_equal_those_of_the_aten_form()\n"
-        "t.test_second_derivatives_equal_those_of_the_aten_form(torch.float32, 1e-3)\n"
+        "t.test_second_derivatives_equal_those_of_the_aten_form(torch.float32, False, 1e-3)\n"
         "print('dpt::conv2d_weight_gradient' in {event.key for event in profile.key_averages()})"
     )
     environment = {"ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}

@@ -1,4 +1,4 @@
-"""torch.ops.dpt.normalize_pixels against the normalisation in float64."""
+"""torch.ops.dpt.normalize_pixels and normalize_patches against the normalisation in float64."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ def test_is_the_normalisation(device: str, kind: str, channels_last: bool, dtype
     format = torch.channels_last if channels_last else torch.contiguous_format
     assert got.is_contiguous(memory_format=format)
     assert (got.cpu().double() - normalized(images, *IMAGENET)).abs().max() <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["planes", "photographs", "alpha left out"])
+def test_patches_are_the_normalisation_as_a_patch_embedding_reads_it(
+    device: str, kind: str, patch: int, dtype: torch.dtype
+) -> None:
+    images = strided(kind, device)[:, :, :4, :4] if patch > 1 else strided(kind, device)
+    got = torch.ops.dpt.normalize_patches(images, *IMAGENET, dtype, patch)
+    want = torch.nn.functional.unfold(normalized(images, *IMAGENET), patch, stride=patch).transpose(1, 2)
+    assert got.dtype == dtype
+    assert got.is_contiguous()
+    assert got.shape == (2, images.shape[2] // patch, images.shape[3] // patch, 3 * patch * patch)
+    assert (got.cpu().double().flatten(1, 2) - want).abs().max() <= TOLERANCES[dtype]
+    torch.library.opcheck(torch.ops.dpt.normalize_patches.default, (images, *IMAGENET, dtype, patch))
+
+
+def test_patches_refuse_what_does_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"multiples of the patch, got images \[1, 3, 5, 7\] and a patch of 2"):
+        torch.ops.dpt.normalize_patches(pixels(1, 3, 5, 7), *IMAGENET, torch.float32, 2)
+    with pytest.raises(ValueError, match="a patch of 0"):
+        torch.ops.dpt.normalize_patches(pixels(1, 3, 5, 7), *IMAGENET, torch.float32, 0)
 
 
 def test_every_level_of_every_channel(device: str) -> None:

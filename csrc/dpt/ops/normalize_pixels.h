@@ -12,4 +12,9 @@ namespace dpt {
 DPT_API Tensor normalize_pixels(const Tensor& images, at::ArrayRef<double> mean,
                                 at::ArrayRef<double> std, at::ScalarType dtype, bool channels_last);
 
+// Likewise in squares of `patch` pixels, as a patch embedding reads them:
+// [B, H / patch, W / patch, 3 * patch * patch], the planes of a patch one after another.
+DPT_API Tensor normalize_patches(const Tensor& images, at::ArrayRef<double> mean,
+                                 at::ArrayRef<double> std, at::ScalarType dtype, int64_t patch);
+
 }  // namespace dpt

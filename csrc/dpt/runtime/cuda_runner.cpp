@@ -15,7 +15,6 @@
 #include <map>
 #include <mutex>
 
-#include "dpt/ops/normalize_pixels.h"
 #include "dpt/runtime/evaluate.h"
 #include "dpt/runtime/prepare.h"
 
@@ -88,19 +87,14 @@ struct CudaRunner::State {
 
   Network network;
   at::Device device;
-  at::ScalarType dtype;             // of maps
-  std::array<double, 3> mean, std;  // of pixels
+  PixelStatistics pixels;
   std::mutex mutex;
   c10::Event last{c10::DeviceType::CUDA};    // behind the last call's work
   std::list<std::unique_ptr<Shape>> shapes;  // the last one used first
 
   State(const Network& network, at::Device device, at::ScalarType dtype,
         const std::array<double, 3>& mean, const std::array<double, 3>& std)
-      : network(prepare(network, device, dtype)),
-        device(device),
-        dtype(type_of_maps(dtype)),
-        mean(mean),
-        std(std) {}
+      : network(prepare(network, device, dtype)), device(device), pixels{mean, std} {}
 
   ~State() {
     try {
@@ -117,9 +111,8 @@ struct CudaRunner::State {
   }
 
   Output evaluated(SizeCache& cache, const Tensor& images) const {
-    if (images.scalar_type() != at::kByte) return evaluate(network, cache, images.contiguous());
-    return evaluate(network, cache,
-                    normalize_pixels(images, mean, std, dtype, /*channels_last=*/true));
+    const bool bytes = images.scalar_type() == at::kByte;
+    return evaluate(network, cache, bytes ? images : images.contiguous(), pixels);
   }
   Shape& shape_of(const Tensor& images);
   std::unique_ptr<Shape> captured(const Tensor& images);

@@ -8,6 +8,7 @@
 #include "dpt/ops/add_layer_norm.h"
 #include "dpt/ops/autocast.h"
 #include "dpt/ops/group_norm.h"
+#include "dpt/ops/normalize_pixels.h"
 #include "dpt/ops/quantize_rows.h"
 #include "dpt/ops/readout.h"
 #include "dpt/ops/resize.h"
@@ -24,6 +25,7 @@ struct Evaluation {
   const Network& network;
   SizeCache& cache;
   at::ScalarType dtype;
+  const PixelStatistics& pixels;
 
   static Tensor linear(const Product& product, const Tensor& x) {
     if (product.scale.defined()) return float8_linear(product, x);
@@ -192,12 +194,14 @@ struct Evaluation {
         .reshape({x.size(0), h, w, -1});
   }
 
-  Tensor embed(const Transformer& transformer, const Tensor& pixels, int64_t h, int64_t w) {
-    const int64_t batch = pixels.size(0), prefix = transformer.prefix.size(0),
+  Tensor embed(const Transformer& transformer, const Tensor& x, int64_t h, int64_t w) {
+    const int64_t batch = x.size(0), prefix = transformer.prefix.size(0),
                   width = transformer.prefix.size(1);
-    const Tensor patches =
-        linear(transformer.patch_embed, patches_of(transformer.patch_embed, pixels))
-            .view({batch, h * w, width});
+    const Product& product = transformer.patch_embed;
+    const Tensor values = x.scalar_type() == at::kByte
+                              ? normalize_patches(x, pixels.mean, pixels.std, dtype, product.stride)
+                              : patches_of(product, x);
+    const Tensor patches = linear(product, values).view({batch, h * w, width});
     Tensor tokens = at::empty({batch, prefix + h * w, width}, patches.options());
     tokens.slice(1, 0, prefix).copy_(transformer.prefix.expand({batch, prefix, width}));
     Tensor behind = tokens.slice(1, prefix);
@@ -327,7 +331,12 @@ struct Evaluation {
 
   Output operator()(const Tensor& images) {
     std::vector<Tensor> taps;
-    if (network.stages) taps = stages(*network.stages, images);
+    if (network.stages) {
+      taps = stages(*network.stages,
+                    images.scalar_type() == at::kByte
+                        ? normalize_pixels(images, pixels.mean, pixels.std, dtype, true)
+                        : images);
+    }
     std::vector<Tensor> maps(network.levels.size());
     for (size_t i = 0; i < maps.size(); ++i) {
       if (network.levels[i].convolutional) {
@@ -372,11 +381,12 @@ bool fuses_relu(const Product& product, at::DeviceType device, at::ScalarType dt
          product.bias.defined() && !product.border.defined() && !deterministic;
 }
 
-Output evaluate(const Network& network, SizeCache& cache, const Tensor& images) {
+Output evaluate(const Network& network, SizeCache& cache, const Tensor& images,
+                const PixelStatistics& pixels) {
   const at::NoGradGuard no_grad;
   const NoAutocast no_autocast;
   const at::ScalarType dtype = network.fusion[0].unit2.conv1.weight.scalar_type();
-  return Evaluation{network, cache, dtype}(images);
+  return Evaluation{network, cache, dtype, pixels}(images);
 }
 
 }  // namespace dpt::runtime

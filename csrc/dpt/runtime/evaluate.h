@@ -2,6 +2,7 @@
 // any device and in any floating type.
 #pragma once
 
+#include <array>
 #include <map>
 #include <set>
 
@@ -23,10 +24,16 @@ struct SizeCache {
 DPT_API bool fuses_relu(const Product& product, at::DeviceType device, at::ScalarType dtype,
                         bool deterministic);
 
-// The output for dense images [B, 3, H, W] of a size that fits, normalised, on the device of a
-// prepared network. Depth is float32 [B, H, W] (of a float64 network: float64), logits
-// [B, K, H, W] likewise. All work is on the current stream, and the host waits for none of it.
-// Products of float32 follow PyTorch's switches of TF32.
-DPT_API Output evaluate(const Network& network, SizeCache& cache, const Tensor& images);
+// By which pixels are normalised.
+struct PixelStatistics {
+  std::array<double, 3> mean, std;
+};
+
+// The output for images [B, 3, H, W] of a size that fits, on the device of a prepared network:
+// normalised and dense, or uint8 in any layout. Depth is float32 [B, H, W] (of a float64 network:
+// float64), logits [B, K, H, W] likewise. All work is on the current stream, and the host waits for
+// none of it. Products of float32 follow PyTorch's switches of TF32.
+DPT_API Output evaluate(const Network& network, SizeCache& cache, const Tensor& images,
+                        const PixelStatistics& pixels = {});
 
 }  // namespace dpt::runtime
