@@ -117,7 +117,7 @@ void check(const Kernels& table, const Problem& p, std::mt19937& random) {
   }
 }
 
-class Matrices : public testing::Test {
+class RuntimeMatrices : public testing::Test {
  protected:
   void SetUp() override {
     for (const Isa isa : supported()) {
@@ -128,7 +128,7 @@ class Matrices : public testing::Test {
   std::mt19937 random{7};
 };
 
-TEST_F(Matrices, Sizes) {
+TEST_F(RuntimeMatrices, Sizes) {
   for (const auto& [m, n, k] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1},
                                                                                   {1, 40, 3},
                                                                                   {16, 16, 32},
@@ -145,7 +145,7 @@ TEST_F(Matrices, Sizes) {
   }
 }
 
-TEST_F(Matrices, TypesAndLayouts) {
+TEST_F(RuntimeMatrices, TypesAndLayouts) {
   for (int bits = 0; bits < 64; ++bits) {
     check(kernels(Isa::kAmx),
           {50, 44, 70, (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0,
@@ -155,7 +155,7 @@ TEST_F(Matrices, TypesAndLayouts) {
 }
 
 // What is not a number spoils its row and no other.
-TEST_F(Matrices, NaN) {
+TEST_F(RuntimeMatrices, NaN) {
   constexpr int64_t kM = 40, kN = 20, kK = 50;
   Matrix left(kM, kK, false, true, random);
   const Matrix right(kN, kK, true, false, random);
