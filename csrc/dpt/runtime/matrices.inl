@@ -45,6 +45,13 @@ inline uint32_t element(const Factor& factor, int64_t row, int64_t k) {
   return to_bfloat16(static_cast<const float*>(factor.data)[at]);
 }
 
+// Two of bfloat16 in each word, at any address of one.
+inline IntVec halves_at(const uint16_t* p) {
+  IntVec words;
+  __builtin_memcpy(&words, p, sizeof(words));
+  return words;
+}
+
 // Two floats in each word.
 inline IntVec narrow(Vec low, Vec high) {
   IntVec words;
@@ -74,7 +81,7 @@ void read(const Factor& factor, int64_t rows, int64_t k, int64_t row, int64_t wo
   if (!factor.across) {
     for (int i = 0; i < kTileRows; ++i) {
       const int64_t at = (row + i) * factor.stride + first;
-      square.vectors[i] = factor.bfloat16 ? load_words(reinterpret_cast<const Word*>(halves + at))
+      square.vectors[i] = factor.bfloat16 ? halves_at(halves + at)
                                           : narrow(load(floats + at), load(floats + at + kWidth));
     }
   } else {
@@ -143,8 +150,11 @@ inline void write(const MatrixProduct& work, int64_t row, int64_t column, const 
   if (work.out_bfloat16) {
     const IntVec words = narrow(low, high);
     auto* out = static_cast<uint16_t*>(work.out) + at;
-    if (count == kColumns) return store_words(reinterpret_cast<Word*>(out), words);
-    __builtin_memcpy(out, &words, count * sizeof(uint16_t));
+    if (count == kColumns) {
+      __builtin_memcpy(out, &words, sizeof(words));
+    } else {
+      __builtin_memcpy(out, &words, count * sizeof(uint16_t));
+    }
   } else {
     auto* out = static_cast<float*>(work.out) + at;
     if (count >= kWidth)
