@@ -7,11 +7,17 @@
 #include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <optional>
+
 #include "dpt/export.h"
 
 namespace dpt {
 
 using at::Tensor;
+
+inline std::optional<Tensor> optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
 
 // Whether a transform of torch.func runs: grad, jvp, vmap. C++ autograd functions are refused then;
 // plain ATen calls work.

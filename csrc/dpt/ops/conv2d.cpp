@@ -203,21 +203,20 @@ struct ConvInLowerType : torch::autograd::Function<ConvInLowerType> {
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
               int64_t padding, int64_t groups) {
   static const bool avx512 = at::get_cpu_capability() == "AVX512";
-  if (wants_gradient(weight) && x.dim() == 4 && !traced(x) && !traced(weight)) {
+  if (x.dim() == 4 && takes_own_gradient(x, weight)) {
     const Tensor cast = autocast_to_lower(x);
     const at::ScalarType dtype = autocast_dtype(weight);
-    const auto optional_bias = bias.defined() ? std::optional(bias) : std::nullopt;
     // A weight that was computed is kept for its own gradient, and its copy is the smaller one.
     if (dtype != weight.scalar_type() && weight.is_leaf() && cast.scalar_type() == dtype) {
       const NoAutocast no_autocast;
-      return ConvInLowerType::apply(cast, weight, optional_bias, stride, padding, groups);
+      return ConvInLowerType::apply(cast, weight, optional(bias), stride, padding, groups);
     }
     if (!avx512 && x.is_cpu() && dtype == at::kFloat && weight.scalar_type() == dtype &&
         cast.scalar_type() == dtype && stride == 1 && padding == 1 && groups == 1 &&
         weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3 &&
         x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
       const NoAutocast no_autocast;
-      return Conv3x3::apply(cast, weight, optional_bias);
+      return Conv3x3::apply(cast, weight, optional(bias));
     }
   }
   // Two-element lists: a list of one integer makes an invalid ONNX graph.

@@ -20,4 +20,9 @@ inline bool wants_gradient(const Tensor& tensor) {
   return at::GradMode::is_enabled() && tensor.defined() && tensor.requires_grad();
 }
 
+// Whether a layer of this weight may be an autograd function of our own.
+inline bool takes_own_gradient(const Tensor& x, const Tensor& weight) {
+  return wants_gradient(weight) && !traced(x) && !traced(weight);
+}
+
 }  // namespace dpt

@@ -76,15 +76,12 @@ Tensor linear_grad_bias(const Tensor& grad, const Tensor& bias) {
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  if (!wants_gradient(weight) || x.dim() < 2 || traced(x) || traced(weight)) {
-    return at::linear(x, weight, bias);
-  }
+  if (x.dim() < 2 || !takes_own_gradient(x, weight)) return at::linear(x, weight, bias);
   const at::ScalarType dtype = autocast_dtype(weight);
   if (dtype == weight.scalar_type()) return at::linear(x, weight, bias);
   const Tensor lower = autocast_to_lower(x);
   const NoAutocast no_autocast;
-  return LinearInLowerType::apply(lower, weight,
-                                  bias.defined() ? std::optional(bias) : std::nullopt, dtype);
+  return LinearInLowerType::apply(lower, weight, optional(bias), dtype);
 }
 
 }  // namespace dpt

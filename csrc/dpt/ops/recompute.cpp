@@ -16,10 +16,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-std::optional<Tensor> optional(const Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
 struct LinearOfGelu : torch::autograd::Function<LinearOfGelu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const std::optional<Tensor>& bias, at::ScalarType dtype) {
@@ -80,7 +76,7 @@ struct LinearOfNorm : torch::autograd::Function<LinearOfNorm> {
 
 // Whether there is anything to save: what is made of `x` is kept for the weight's gradient only.
 bool pays(const Linear& linear, const Tensor& x) {
-  return wants_gradient(linear.weight) && x.dim() > 1 && !traced(x) && !traced(linear.weight);
+  return x.dim() > 1 && takes_own_gradient(x, linear.weight);
 }
 
 }  // namespace

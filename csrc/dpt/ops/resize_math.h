@@ -18,14 +18,7 @@ struct Axis {
   A step;  // inputs per output
 
   DPT_HOST_DEVICE Source<A> source(int64_t i) const {
-    if (align_corners) return upsample::source(step, i, in);
-    // Half-pixel centres, as upsample_bilinear2d.
-    const A position = (static_cast<A>(i) + A(0.5)) * step - A(0.5);
-    const A inside = position > A(0) ? position : A(0);
-    const auto floor = static_cast<int64_t>(inside);
-    const int64_t lo = floor < in ? floor : in - 1;
-    const A fraction = inside - static_cast<A>(lo);
-    return {lo, lo < in - 1 ? lo + 1 : lo, fraction < A(1) ? fraction : A(1)};
+    return upsample::source(step, i, in, align_corners);
   }
 
   // The first output that may read input `k`. Rounding moves none by a whole position.
@@ -40,8 +33,7 @@ struct Axis {
 
 template <class A>
 Axis<A> axis(int64_t in, int64_t out, bool align_corners) {
-  return {in, out, align_corners,
-          align_corners ? upsample::scale<A>(in, out) : static_cast<A>(in) / static_cast<A>(out)};
+  return {in, out, align_corners, upsample::scale<A>(in, out, align_corners)};
 }
 
 // The weight of input `k` in an output that lies there.

@@ -28,9 +28,10 @@ struct Size {
   int64_t B, C, h, w, H, W;
 };
 
-// Input steps per output step. ATen's area_pixel_compute_scale with align_corners = true.
+// Input steps per output step. ATen's area_pixel_compute_scale.
 template <class A>
-DPT_HOST_DEVICE A scale(int64_t in, int64_t out) {
+DPT_HOST_DEVICE A scale(int64_t in, int64_t out, bool align_corners = true) {
+  if (!align_corners) return static_cast<A>(in) / static_cast<A>(out);
   return out > 1 ? static_cast<A>(in - 1) / static_cast<A>(out - 1) : A(0);
 }
 
@@ -41,13 +42,25 @@ struct Source {
   A fraction;
 };
 
+// As ATen's upsample_bilinear2d finds it; centres of pixels are at 0.5 without align_corners.
 template <class A>
-DPT_HOST_DEVICE Source<A> source(A scale, int64_t out_index, int64_t in) {
-  const A position = scale * static_cast<A>(out_index);
+DPT_HOST_DEVICE Source<A> source(A scale, int64_t out_index, int64_t in,
+                                 bool align_corners = true) {
+  A position = scale * static_cast<A>(out_index);
+  if (!align_corners) {
+    position = (static_cast<A>(out_index) + A(0.5)) * scale - A(0.5);
+    if (position < A(0)) position = A(0);
+  }
   const auto floor = static_cast<int64_t>(position);
   const int64_t lo = floor < in ? floor : in - 1;  // rounding may reach past the last input
   const A fraction = position - static_cast<A>(lo);
   return {lo, lo < in - 1 ? lo + 1 : lo, fraction < A(1) ? fraction : A(1)};
+}
+
+template <class A>
+DPT_HOST_DEVICE Source<A> source_of(int64_t out_index, int64_t in, int64_t out,
+                                    bool align_corners) {
+  return source(scale<A>(in, out, align_corners), out_index, in, align_corners);
 }
 
 template <class A>

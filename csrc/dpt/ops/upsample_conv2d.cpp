@@ -70,14 +70,7 @@ template <class T>
 std::vector<Source<T>> sources(int64_t in, int64_t out, bool align_corners) {
   std::vector<Source<T>> result(out);
   for (int64_t i = 0; i < out; ++i) {
-    if (align_corners) {
-      result[i] = upsample::source<T>(upsample::scale<T>(in, out), i, in);
-    } else {
-      // Half-pixel centres, as upsample_bilinear2d.
-      const T position = std::max<T>((i + T(0.5)) * (static_cast<T>(in) / out) - T(0.5), 0);
-      const int64_t lo = std::min(static_cast<int64_t>(position), in - 1);
-      result[i] = {lo, std::min(lo + 1, in - 1), std::clamp<T>(position - lo, 0, 1)};
-    }
+    result[i] = upsample::source_of<T>(i, in, out, align_corners);
   }
   return result;
 }

@@ -189,8 +189,6 @@ Tensor gather_dot_meta(const Tensor& products, const Optional& bias, const Optio
   return empty_values(products, g);
 }
 
-Optional optional(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : Optional(); }
-
 }  // namespace
 
 // --- the faces of the operators ---

@@ -38,19 +38,6 @@ struct GatherDot {
   A scale, shift;
 };
 
-// As ATen's upsample_bilinear2d finds it.
-template <class A>
-DPT_HOST_DEVICE Source<A> source_of(int64_t index, int64_t in, int64_t out, bool align_corners) {
-  if (align_corners) return source<A>(scale<A>(in, out), index, in);
-  A position =
-      (static_cast<A>(index) + A(0.5)) * (static_cast<A>(in) / static_cast<A>(out)) - A(0.5);
-  if (position < A(0)) position = A(0);
-  const auto floor = static_cast<int64_t>(position);
-  const int64_t lo = floor < in ? floor : in - 1;
-  const A fraction = position - static_cast<A>(lo);
-  return {lo, lo < in - 1 ? lo + 1 : lo, fraction < A(1) ? fraction : A(1)};
-}
-
 // Channels k .. k + V of the convolution at output pixel (b, y, x), with the bias.
 template <int V, class T>
 DPT_HOST_DEVICE Pack<Acc<T>, V> gathered(const Gathering& g, const T* in,

@@ -151,20 +151,18 @@ inline void write(const MatrixProduct& work, int64_t row, int64_t column, const 
     const IntVec words = narrow(low, high);
     auto* out = static_cast<uint16_t*>(work.out) + at;
     if (count == kColumns) {
-      __builtin_memcpy(out, &words, sizeof(words));
+      __builtin_memcpy(out, &words, sizeof(words));  // a size that is known: one store
     } else {
       __builtin_memcpy(out, &words, count * sizeof(uint16_t));
     }
   } else {
     auto* out = static_cast<float*>(work.out) + at;
-    if (count >= kWidth)
-      store(out, low);
-    else
-      store_first(out, low, count);
-    if (count == kColumns)
-      store(out + kWidth, high);
-    else if (count > kWidth)
-      store_first(out + kWidth, high, count - kWidth);
+    const auto put = [](float* to, Vec v, int64_t lanes) {
+      if (lanes >= kWidth) return store(to, v);
+      store_first(to, v, lanes);
+    };
+    put(out, low, count);
+    put(out + kWidth, high, count - kWidth);
   }
 }
 
