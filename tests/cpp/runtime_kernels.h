@@ -51,6 +51,20 @@ inline std::vector<float> normal_floats(std::mt19937& engine, int64_t count, flo
   return result;
 }
 
+// Half to even; not for NaN.
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline float from_bfloat16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 // Aligned to 64 bytes and filled with ones, which are NaN as floats. It ends where its bytes end,
 // so that the sanitizer sees what reaches beyond.
 class Buffer {

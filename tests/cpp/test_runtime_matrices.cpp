@@ -16,19 +16,6 @@ namespace {
 using namespace dpt::runtime;
 using namespace dpt::runtime::test;
 
-uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float from_bfloat16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 // A factor in exactly the memory that it needs.
 struct Matrix {
   std::vector<float> values;  // [rows, k], rounded

@@ -148,6 +148,25 @@ TEST(Safetensors, TensorsOutliveTheFileAndItsStruct) {
   expect_same(part, expected.slice(0, 10, 20));
 }
 
+// What was written to its whole pages is gone with a tensor, while others of the file live on.
+TEST(Safetensors, TensorsGiveTheirPagesBack) {
+  const Folder folder;
+  const std::string path = folder / "a.safetensors";
+  constexpr int64_t kCount = 100'003;  // no whole number of pages
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const char* name : {"a", "b", "c"}) tensors.emplace_back(name, at::ones({kCount}));
+  dpt::write_safetensors(path, tensors, {});
+  dpt::Safetensors file = dpt::read_safetensors(path);
+  for (auto& [name, tensor] : file.tensors) tensor.fill_(7);
+  const auto* b = file.tensors.at("b").const_data_ptr<float>();
+  file.tensors.erase("b");
+  EXPECT_EQ(b[0], 7);  // the other part of this page is a's
+  EXPECT_EQ(b[kCount / 2], 1);
+  EXPECT_EQ(b[kCount - 1], 7);
+  expect_same(file.tensors.at("a"), at::full({kCount}, 7.0f));
+  expect_same(file.tensors.at("c"), at::full({kCount}, 7.0f));
+}
+
 TEST(Safetensors, InPlaceWritesStayInTheTensor) {
   const Folder folder;
   const std::string path = folder / "a.safetensors";

@@ -235,8 +235,7 @@ def test_gradients_under_autocast_equal_those_of_the_aten_form():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_attention_in_half_types_has_float32_gradients(dtype):
-    """They are as near to those of float64 as ATen's, which are rounded on the way, or nearer."""
+def test_gradients_of_attention_in_half_types_are_as_near_to_float64_as_those_of_aten(dtype):
     config = VIT.replace(width=64, heads=2, depth=4)
     model, exact = make_model(config).to(dtype), make_model(config, torch.float64)
     exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})

@@ -1,5 +1,7 @@
 #include "dpt/decoder/reassemble.h"
 
+#include "dpt/ops/linear.h"
+
 namespace dpt {
 
 Tensor Read::operator()(const Tensor& tokens) const {
@@ -10,8 +12,15 @@ Tensor Read::operator()(const Tensor& tokens) const {
     case ReadMode::kAdd:
       return patches + tokens.slice(1, 0, num_prefix_tokens).mean({1}, /*keepdim=*/true);
     case ReadMode::kProject: {
-      const Tensor readout = tokens.slice(1, 0, 1).expand_as(patches);
-      return at::gelu(project(at::cat({patches, readout}, -1)), "none");
+      // A layer of cat(patch, readout) is a layer of each: half the products, and nothing repeated.
+      const int64_t width = project.in / 2;
+      const Tensor of_patches =
+          linear(patches.flatten(0, 1), project.weight.slice(1, 0, width), Tensor());
+      const Tensor of_readout =
+          linear(tokens.select(1, 0), project.weight.slice(1, width), project.bias);
+      return at::gelu(
+          of_patches.unflatten_symint(0, patches.sym_sizes().slice(0, 2)) + of_readout.unsqueeze(1),
+          "none");
     }
   }
   TORCH_INTERNAL_ASSERT(false);

@@ -12,12 +12,9 @@ namespace dpt {
 
 namespace {
 
-// norm(x) [B, L, D] -> query, key, value, each [B, heads, L, D/heads].
-std::vector<Tensor> split_heads(const Linear& qkv, const LayerNorm& norm, const Tensor& x,
-                                int64_t heads) {
-  const Tensor packed = linear_of_norm(qkv, norm, x)
-                            .unflatten(-1, {3, heads, qkv.in / heads});  // [B, L, 3, heads, d]
-  return packed.permute({2, 0, 3, 1, 4}).unbind(0);
+// norm(x) [B, L, D] -> query, key and value, [B, L, 3, heads, D/heads].
+Tensor pack_heads(const Linear& qkv, const LayerNorm& norm, const Tensor& x, int64_t heads) {
+  return linear_of_norm(qkv, norm, x).unflatten(-1, {3, heads, qkv.in / heads});
 }
 
 }  // namespace
@@ -28,13 +25,11 @@ Attention::Attention(int64_t width, int64_t heads, bool qkv_bias)
       proj{.in = width, .out = width, .normal_init = true} {}
 
 Tensor Attention::operator()(const LayerNorm& norm, const Tensor& x) const {
-  const auto heads_of = split_heads(qkv, norm, x, heads);
-  const Tensor mixed = attend(heads_of[0], heads_of[1], heads_of[2]);
-  return proj(mixed.transpose(1, 2).flatten(2));  // [B, heads, L, d] -> [B, L, D]
+  return proj(attend(pack_heads(qkv, norm, x, heads)));
 }
 
 Tensor Attention::weights(const LayerNorm& norm, const Tensor& x) const {
-  const auto heads_of = split_heads(qkv, norm, x, heads);
+  const auto heads_of = split_heads(pack_heads(qkv, norm, x, heads));
   const double scale = 1 / std::sqrt(static_cast<double>(qkv.in / heads));
   return at::softmax(at::matmul(heads_of[0] * scale, heads_of[1].transpose(-2, -1)), -1);
 }
@@ -43,8 +38,9 @@ Mlp::Mlp(int64_t width, int64_t hidden)
     : fc1{.in = width, .out = hidden, .normal_init = true},
       fc2{.in = hidden, .out = width, .normal_init = true} {}
 
-Tensor Mlp::operator()(const LayerNorm& norm, const Tensor& x) const {
-  return linear_of_gelu(fc2, linear_of_norm(fc1, norm, x));
+Tensor Mlp::operator()(const LayerNorm& norm, const Tensor& x, const Tensor& branch) const {
+  const auto [hidden, sum] = linear_of_norm_of_sum(fc1, norm, x, branch);
+  return sum + linear_of_gelu(fc2, hidden);
 }
 
 Block::Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, double layer_norm_eps)

@@ -24,13 +24,13 @@ struct DPT_API Attention {
   }
 };
 
-// Two-layer perceptron with exact (erf) GELU of norm(x), [B, L, D] -> [B, L, D].
+// Two-layer perceptron with exact (erf) GELU, mlp(norm(s)) + s of s = x + branch, [B, L, D].
 struct DPT_API Mlp {
   Linear fc1, fc2;
 
   Mlp(int64_t width, int64_t hidden);
 
-  Tensor operator()(const LayerNorm& norm, const Tensor& x) const;
+  Tensor operator()(const LayerNorm& norm, const Tensor& x, const Tensor& branch) const;
 
   template <class Visitor>
   void visit(Visitor&& v) {
@@ -47,10 +47,7 @@ struct DPT_API Block {
 
   Block(int64_t width, int64_t heads, int64_t mlp_width, bool qkv_bias, double layer_norm_eps);
 
-  Tensor operator()(Tensor x) const {
-    x = x + attn(norm1, x);
-    return x + mlp(norm2, x);
-  }
+  Tensor operator()(const Tensor& x) const { return mlp(norm2, x, attn(norm1, x)); }
 
   template <class Visitor>
   void visit(Visitor&& v) {

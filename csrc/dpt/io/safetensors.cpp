@@ -86,6 +86,15 @@ Mapping::Mapping(const std::string& path) {
   data = static_cast<unsigned char*>(mapped);
 }
 
+// Gives back the memory of the whole pages in this part of a mapping.
+void release_pages(void* start, size_t size) {
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<uintptr_t>(start);
+  const uintptr_t first = (address + page - 1) / page * page;
+  const uintptr_t last = (address + size) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 Tensor make_tensor(const TensorEntry& entry, unsigned char* data,
                    const std::shared_ptr<Mapping>& mapping) {
   const auto options = at::TensorOptions().dtype(to_scalar_type(entry.dtype));
@@ -97,7 +106,8 @@ Tensor make_tensor(const TensorEntry& entry, unsigned char* data,
     std::memcpy(copy.data_ptr(), data, size);
     return copy;
   }
-  return at::from_blob(data, entry.shape, [mapping](void*) {}, options);
+  return at::from_blob(
+      data, entry.shape, [mapping, size](void* start) { release_pages(start, size); }, options);
 }
 
 void check_tensor(const std::string& path, const std::string& name, const Tensor& tensor) {

@@ -16,10 +16,11 @@ struct Safetensors {
 };
 
 // Maps the file into memory, so nothing is copied and pages are read when first touched. Each
-// tensor keeps the mapping alive; writing to one changes neither the file nor what others read from
-// it. A tensor whose bytes are not aligned to its item size is copied. BOOL bytes other than 0 and
-// 1 are refused, since in C++ they are no bool. Replacing the file (as write_safetensors does) or
-// deleting it is safe while tensors live; shortening it in place is not.
+// tensor keeps the mapping alive, and gives the memory of its own pages back when it goes; writing
+// to one changes neither the file nor what others read from it. A tensor whose bytes are not
+// aligned to its item size is copied. BOOL bytes other than 0 and 1 are refused, since in C++ they
+// are no bool. Replacing the file (as write_safetensors does) or deleting it is safe while tensors
+// live; shortening it in place is not.
 DPT_API Safetensors read_safetensors(const std::string& path);
 
 // Writes to a temporary name in the same folder, then renames: a reader sees the old file or the

@@ -1,17 +1,9 @@
 #include "dpt/ops/matmul.h"
 
-#include <ATen/Parallel.h>
-
-#include "dpt/runtime/execute.h"
-#include "dpt/runtime/kernels.h"
+#include "dpt/ops/runtime.h"
 
 namespace dpt {
 namespace {
-
-const runtime::Kernels& kernels() {
-  static const runtime::Kernels& best = runtime::kernels(runtime::best_isa());
-  return best;
-}
 
 // A matrix whose rows, or else whose columns, are dense.
 Tensor dense(const Tensor& matrix) {
@@ -28,7 +20,7 @@ runtime::Factor factor(const Tensor& matrix) {  // [rows, k]
 
 }  // namespace
 
-bool has_matmul_bfloat16() { return kernels().matrix_product.run != nullptr; }
+bool has_matmul_bfloat16() { return runtime_kernels().matrix_product.run != nullptr; }
 
 Tensor matmul_bfloat16(const Tensor& left, const Tensor& right, const Tensor& bias,
                        at::ScalarType dtype) {
@@ -44,19 +36,10 @@ Tensor matmul_bfloat16(const Tensor& left, const Tensor& right, const Tensor& bi
                               .out = out.mutable_data_ptr(),
                               .out_bfloat16 = dtype == at::kBFloat16,
                               .out_stride = columns.size(0)};
-  const auto bytes = [](size_t count) {
-    return at::empty({static_cast<int64_t>(count)}, at::TensorOptions(at::kByte));
-  };
-  const Tensor packed = bytes(kernels().matrix_bytes(work));
+  const Tensor packed = uninitialized_bytes(runtime_kernels().matrix_bytes(work));
   work.packed = packed.mutable_data_ptr();
-  Tensor scratch;
-  const auto take = [&](size_t count) {
-    scratch = bytes(count);
-    return scratch.mutable_data_ptr();
-  };
-  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  runtime::execute(kernels().matrix_pack, work, threads, take);
-  runtime::execute(kernels().matrix_product, work, threads, take);
+  execute(runtime_kernels().matrix_pack, work);
+  execute(runtime_kernels().matrix_product, work);
   return out;
 }
 

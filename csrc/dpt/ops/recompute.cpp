@@ -34,41 +34,55 @@ struct LinearOfGelu : torch::autograd::Function<LinearOfGelu> {
     }
     if (bias.defined() && ctx->needs_input_grad(2)) result[2] = linear_grad_bias(grad, bias);
     if (ctx->needs_input_grad(0)) {
-      result[0] = at::gelu_backward(linear_grad_x(grad, weight, x.scalar_type()), x, "none");
+      Tensor of_gelu = linear_grad_x(grad, weight, x.scalar_type());
+      result[0] = at::GradMode::is_enabled() ? at::gelu_backward(of_gelu, x, "none")
+                                             : at::gelu_backward_out(of_gelu, of_gelu, x, "none");
     }
     return result;
   }
 };
 
+// Of x, or of x + branch if there is one; the sum is the second result then.
 struct LinearOfNorm : torch::autograd::Function<LinearOfNorm> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm_weight,
-                        const Tensor& norm_bias, const Tensor& weight,
-                        const std::optional<Tensor>& bias, double eps, at::ScalarType dtype) {
-    ctx->save_for_backward({x, norm_weight, norm_bias, weight, bias.value_or(Tensor())});
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm_weight,
+                               const Tensor& norm_bias, const Tensor& weight,
+                               const std::optional<Tensor>& bias,
+                               const std::optional<Tensor>& branch, double eps,
+                               at::ScalarType dtype) {
+    ctx->save_for_backward(
+        {x, norm_weight, norm_bias, weight, bias.value_or(Tensor()), branch.value_or(Tensor())});
     ctx->saved_data["eps"] = eps;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor even = at::layer_norm_symint(x, {x.sym_size(-1)}, norm_weight, norm_bias, eps);
-    return linear_in(dtype, even, weight, bias);
+    const Tensor sum = branch ? x + *branch : x;
+    const Tensor even = at::layer_norm_symint(sum, {sum.sym_size(-1)}, norm_weight, norm_bias, eps);
+    const Tensor out = linear_in(dtype, even, weight, bias);
+    return branch ? variable_list{out, sum} : variable_list{out};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const NoAutocast no_autocast;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &norm_weight = saved[1], &norm_bias = saved[2], &weight = saved[3],
-                 &bias = saved[4], &grad = grads[0];
-    const std::array<c10::SymInt, 1> shape{x.sym_size(-1)};
-    auto [even, mean, rstd] = at::native_layer_norm_symint(x, shape, norm_weight, norm_bias,
+                 &bias = saved[4], &branch = saved[5], &grad = grads[0];
+    const Tensor sum = branch.defined() ? x + branch : x;
+    const std::array<c10::SymInt, 1> shape{sum.sym_size(-1)};
+    auto [even, mean, rstd] = at::native_layer_norm_symint(sum, shape, norm_weight, norm_bias,
                                                            ctx->saved_data["eps"].toDouble());
-    const std::array<bool, 3> of_norm{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                      ctx->needs_input_grad(2)};
-    variable_list result(7);
+    const std::array<bool, 3> of_norm{branch.defined() || ctx->needs_input_grad(0),
+                                      ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
+    variable_list result(8);
     if (ctx->needs_input_grad(3)) result[3] = linear_grad_weight(grad, even, weight);
     if (bias.defined() && ctx->needs_input_grad(4)) result[4] = linear_grad_bias(grad, bias);
     even.reset();
     if (of_norm[0] || of_norm[1] || of_norm[2]) {
       std::tie(result[0], result[1], result[2]) =
-          at::native_layer_norm_backward_symint(linear_grad_x(grad, weight, x.scalar_type()), x,
+          at::native_layer_norm_backward_symint(linear_grad_x(grad, weight, sum.scalar_type()), sum,
                                                 shape, mean, rstd, norm_weight, norm_bias, of_norm);
+    }
+    if (branch.defined()) {
+      result[0].add_(grads[1]);
+      result[5] = result[0].to(branch.scalar_type());
+      result[0] = result[0].to(x.scalar_type());
     }
     return result;
   }
@@ -77,6 +91,14 @@ struct LinearOfNorm : torch::autograd::Function<LinearOfNorm> {
 // Whether there is anything to save: what is made of `x` is kept for the weight's gradient only.
 bool pays(const Linear& linear, const Tensor& x) {
   return x.dim() > 1 && takes_own_gradient(x, linear.weight);
+}
+
+variable_list apply(const Linear& linear, const LayerNorm& norm, const Tensor& x,
+                    const std::optional<Tensor>& branch) {
+  const at::ScalarType dtype = autocast_dtype(linear.weight);
+  const NoAutocast no_autocast;
+  return LinearOfNorm::apply(x, norm.weight, norm.bias, linear.weight, optional(linear.bias),
+                             branch, norm.eps, dtype);
 }
 
 }  // namespace
@@ -90,10 +112,17 @@ Tensor linear_of_gelu(const Linear& linear, const Tensor& x) {
 
 Tensor linear_of_norm(const Linear& linear, const LayerNorm& norm, const Tensor& x) {
   if (!pays(linear, x)) return linear(norm(x));
-  const at::ScalarType dtype = autocast_dtype(linear.weight);
-  const NoAutocast no_autocast;
-  return LinearOfNorm::apply(x, norm.weight, norm.bias, linear.weight, optional(linear.bias),
-                             norm.eps, dtype);
+  return apply(linear, norm, x, std::nullopt)[0];
+}
+
+Normed linear_of_norm_of_sum(const Linear& linear, const LayerNorm& norm, const Tensor& x,
+                             const Tensor& branch) {
+  if (!pays(linear, x) || traced(branch)) {
+    const Tensor sum = x + branch;
+    return {linear(norm(sum)), sum};
+  }
+  const variable_list results = apply(linear, norm, x, branch);
+  return {results[0], results[1]};
 }
 
 }  // namespace dpt

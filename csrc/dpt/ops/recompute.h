@@ -12,4 +12,12 @@ namespace dpt {
 DPT_API Tensor linear_of_norm(const Linear& linear, const LayerNorm& norm, const Tensor& x);
 DPT_API Tensor linear_of_gelu(const Linear& linear, const Tensor& x);
 
+// linear(norm(x + branch)), and the sum. Autograd keeps `x` and `branch`, which under autocast has
+// half the bytes of the sum.
+struct Normed {
+  Tensor out, sum;
+};
+DPT_API Normed linear_of_norm_of_sum(const Linear& linear, const LayerNorm& norm, const Tensor& x,
+                                     const Tensor& branch);
+
 }  // namespace dpt

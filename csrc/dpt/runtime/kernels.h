@@ -146,6 +146,17 @@ struct Attention {
   float* out = nullptr;  // [batch, tokens, heads, head_dim]
 };
 
+// The gradient of softmax(scale q k^T) v, all of bfloat16 but logsumexp: of scale q k^T over keys.
+struct AttentionGradient {
+  const uint16_t* qkv = nullptr;       // [batch, tokens, 3, heads, head_dim]
+  const uint16_t* out = nullptr;       // [batch, tokens, heads, head_dim]
+  const uint16_t* grad_out = nullptr;  // likewise
+  const float* logsumexp = nullptr;    // [batch, heads, tokens]
+  int64_t batch = 1, tokens = 0, heads = 0, head_dim = 0;
+  float scale = 1;
+  uint16_t* grad = nullptr;  // of qkv, as it is
+};
+
 // --- resampling ---
 
 // out = bilinear(in, to the size of out) + add; `add` may be null or `out` itself.
@@ -249,10 +260,11 @@ struct Kernels {
   size_t (*winograd_bytes)(int64_t channels, int64_t n);
   void (*winograd_pack)(const float* weights, int64_t channels, int64_t n, void* packed);
 
-  // With tiles only, else null: first matrix_pack, of matrix_bytes(work) bytes, then the product.
+  // With tiles only, else null. A product: first matrix_pack, of matrix_bytes(work) bytes.
   size_t (*matrix_bytes)(const MatrixProduct&) = nullptr;
   Kernel<MatrixProduct> matrix_pack{};
   Kernel<MatrixProduct> matrix_product{};
+  Kernel<AttentionGradient> attention_gradient{};
 
   Kernel<Convolution> convolution;
   Kernel<Winograd> winograd;

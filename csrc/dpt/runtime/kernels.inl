@@ -1,6 +1,7 @@
 // csrc/dpt/runtime/kernels.inl -- the table of kernels of one instruction set. The including file
 // says which by DPT_ISA and DPT_ISA_VALUE, and by its compiler options in CMakeLists.txt.
 #include "dpt/runtime/attention.inl"
+#include "dpt/runtime/attention_gradient.inl"
 #include "dpt/runtime/attention_tiles.inl"
 #include "dpt/runtime/convolution.inl"
 #include "dpt/runtime/maps.inl"
@@ -41,6 +42,8 @@ const Kernels& table_with_tiles() {
     kernels.matrix_bytes = matrices::packed_bytes;
     kernels.matrix_pack = {matrices::pack_units, matrices::pack_scratch, matrices::pack};
     kernels.matrix_product = {matrices::units, matrices::scratch, matrices::run};
+    kernels.attention_gradient = {attention_gradient::units, attention_gradient::scratch,
+                                  attention_gradient::run};
     kernels.convolution = kConvolution<true>;
     kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run};
     return kernels;
