@@ -230,7 +230,11 @@ class RuntimeWinograd : public ::testing::TestWithParam<Isa> {
     std::mt19937 random(1);
     Data d = make_data(p, random);
     const Buffer weights = packed(k.winograd_bytes(p.channels, p.n), [&](void* data) {
-      k.winograd_pack(d.weights.data(), p.channels, p.n, data);
+      const WinogradWeights work{
+          .weights = d.weights.data(), .channels = p.channels, .n = p.n, .packed = data};
+      const int64_t units = k.winograd_pack.units(work);
+      call(k.winograd_pack, work, units / 2, units);
+      call(k.winograd_pack, work, 0, units / 2);
     });
     d.w.weights = weights.data();
     const std::vector<Expected> expected = reference(d);

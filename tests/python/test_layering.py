@@ -15,7 +15,7 @@ CPP = {
     "dpt/ops/all_reduce": {"dpt/common"},
     "dpt/ops/form": {"dpt/common"},
     "dpt/ops/autocast": {"dpt/common"},
-    "dpt/ops/conv2d": {"dpt/common", "dpt/ops/form", "dpt/ops/autocast"},
+    "dpt/ops/conv2d": {"dpt/common", "dpt/ops/form", "dpt/ops/autocast", "dpt/ops/runtime"},
     "dpt/ops/runtime": {"dpt/common", "dpt/runtime/execute", "dpt/runtime/kernels"},
     "dpt/ops/matmul": {"dpt/common", "dpt/ops/runtime"},
     "dpt/ops/linear": {"dpt/common", "dpt/ops/form", "dpt/ops/autocast", "dpt/ops/matmul"},

@@ -1,4 +1,4 @@
-// csrc/dpt/ops/conv2d.h -- convolution whose weight gradient is made of matrix products.
+// csrc/dpt/ops/conv2d.h -- convolution with gradients of our own.
 #pragma once
 
 #include "dpt/common.h"
@@ -8,9 +8,10 @@ namespace dpt {
 // x [B, C, H, W], weight [K, C / groups, k, k] -> [B, K, H', W'], at::conv2d. `bias` may be
 // undefined. Differentiable, also twice.
 //
-// oneDNN has no fast weight gradient for channels-last maps on processors without AVX-512. There,
-// and where ATEN_CPU_CAPABILITY denies it, a 3x3 convolution of stride 1 takes
-// dpt::conv2d_weight_gradient.
+// The gradients of a 3x3 convolution of stride 1 of float32 maps with channels last are our own:
+// that of `x` by Winograd's F(4x4, 3x3) if the maps have 2048 pixels, and that of the weight by
+// dpt::conv2d_weight_gradient, since oneDNN has no fast one, on processors without AVX-512 and
+// where ATEN_CPU_CAPABILITY denies it.
 DPT_API Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
                       int64_t padding, int64_t groups);
 

@@ -104,7 +104,7 @@ struct Winograd {
   Strides in_strides{};
   int64_t batch = 1, height = 0, width = 0, channels = 0;
   bool load_relu = false;
-  const void* weights = nullptr;  // of `Kernels::winograd_pack`
+  const void* weights = nullptr;  // what `Kernels::winograd_pack` makes of them
   int64_t n = 0;
   float* out = nullptr;
   Strides out_strides{};
@@ -113,6 +113,12 @@ struct Winograd {
   const float* add = nullptr;  // may be `out` itself, and not `in`
   Strides add_strides{};
   bool add_relu = false;
+};
+
+struct WinogradWeights {
+  const float* weights = nullptr;  // [n, channels, 3, 3]
+  int64_t channels = 0, n = 0;
+  void* packed = nullptr;  // winograd_bytes(channels, n), aligned to 64
 };
 
 // --- products of two matrices ---
@@ -256,9 +262,8 @@ struct Kernels {
   // Packs weights [n, k], row by row, into packed_bytes(precision, k, n) bytes aligned to 64.
   size_t (*packed_bytes)(Precision precision, int64_t k, int64_t n);
   void (*pack)(Precision precision, const float* weights, int64_t k, int64_t n, void* packed);
-  // Likewise weights [n, channels, 3, 3].
   size_t (*winograd_bytes)(int64_t channels, int64_t n);
-  void (*winograd_pack)(const float* weights, int64_t channels, int64_t n, void* packed);
+  Kernel<WinogradWeights> winograd_pack;
 
   // With tiles only, else null. A product: first matrix_pack, of matrix_bytes(work) bytes.
   size_t (*matrix_bytes)(const MatrixProduct&) = nullptr;

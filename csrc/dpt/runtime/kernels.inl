@@ -18,7 +18,7 @@ constexpr Kernels kTable{
     .packed_bytes = packed_bytes,
     .pack = pack,
     .winograd_bytes = winograd_bytes,
-    .winograd_pack = winograd_pack,
+    .winograd_pack = {winograd_pack_units, winograd_pack_scratch, winograd_pack},
     .convolution = kConvolution<false>,
     .winograd = {units, scratch, run},
     .attention = {units, scratch, run},

@@ -58,8 +58,11 @@ std::shared_ptr<PackedProduct> packed_winograd(const Product& product, const Ker
   Buffer& buffer =
       packed->buffers.emplace_back(kernels.winograd_bytes(product.channels(), product.n()));
   const Tensor weight = product.weight.contiguous();
-  kernels.winograd_pack(weight.const_data_ptr<float>(), product.channels(), product.n(),
-                        buffer.data());
+  const WinogradWeights work{.weights = weight.const_data_ptr<float>(),
+                             .channels = product.channels(),
+                             .n = product.n(),
+                             .packed = buffer.data()};
+  kernels.winograd_pack.run(work, 0, kernels.winograd_pack.units(work), nullptr);
   return packed;
 }
 

@@ -52,13 +52,19 @@ void transform_kernel(const float* kernel, double points[6][6]) {
   }
 }
 
-void winograd_pack(const float* weights, int64_t channels, int64_t n, void* packed) {
-  float* part_at = static_cast<float*>(packed);
+int64_t winograd_pack_units(const WinogradWeights& work) { return divide_up(work.n, kColumns); }
+
+size_t winograd_pack_scratch(const WinogradWeights&) { return 0; }
+
+void winograd_pack(const WinogradWeights& work, int64_t first, int64_t last, void*) {
+  const int64_t channels = work.channels, n = work.n;
+  float* part_at = static_cast<float*>(work.packed);
   const Parts parts = cut(Precision::kFloat32, channels);
   const int64_t padded = round_up(n, kWidth);
   for (int64_t begin = 0; begin < channels; begin += parts.depth) {
     const int64_t depth = at_most(parts.depth, channels - begin);
-    for (int64_t panel = 0; panel < padded; panel += kColumns) {
+    for (int64_t panel = first * kColumns; panel < at_most(last * kColumns, padded);
+         panel += kColumns) {
       const int64_t columns = at_most(padded - panel, kColumns);
       for (int64_t i = 0; i < depth; ++i) {
         // Whole rows of a panel: those of two points lie a power of two apart and share the cache's
@@ -66,7 +72,7 @@ void winograd_pack(const float* weights, int64_t channels, int64_t n, void* pack
         float rows[kPoints][kColumns] = {};
         for (int64_t c = 0; c < columns && panel + c < n; ++c) {
           double points[6][6];
-          transform_kernel(weights + ((panel + c) * channels + begin + i) * 9, points);
+          transform_kernel(work.weights + ((panel + c) * channels + begin + i) * 9, points);
           for (int point = 0; point < kPoints; ++point) {
             rows[point][c] = static_cast<float>(points[point / 6][point % 6]);
           }
