@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from networks import HYBRID, SEGMENTATION, VIT, make_model
+from networks import HYBRID, RESNET, SEGMENTATION, VIT, make_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -264,6 +264,24 @@ def test_gradients_of_attention_in_half_types_are_as_near_to_float64_as_those_of
     own, aten = gradients(model, images), gradients(model, images, aten=True)
     assert any(not torch.equal(own[name], aten[name]) for name in names)  # another computation
     assert error(own, want) <= 1.02 * error(aten, want)
+
+
+# ATen's batch normalisation has no such gradient under autocast.
+@pytest.mark.parametrize(("config", "autocast"), [(VIT, False), (VIT, True), (RESNET, False)])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_several_outputs_at_once(config, autocast):
+    model = make_model(config)
+    images = torch.randn(1, 3, 32, 64, requires_grad=True)
+    weights = torch.randn(3, 1, 32, 64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        depth = model(images).depth
+
+    def gradient(weight):
+        return torch.autograd.grad(depth, images, weight.to(depth.dtype), retain_graph=True)[0]
+
+    want = torch.stack([gradient(weight) for weight in weights])
+    got = torch.vmap(gradient)(weights)
+    assert (got - want).abs().max() <= (5e-2 if autocast else 1e-5) * want.abs().max()
 
 
 def second_derivatives(model, images, *, aten=False, autocast=False):

@@ -136,7 +136,7 @@ Tensor weight_gradient_autograd(const Tensor& grad, const Tensor& x) {
 // depend on the batch, so that parts of a batch have the gradients of the whole.
 bool takes_winograd(const Tensor& grad) {
   constexpr int64_t kPixels = 2048;
-  return !at::GradMode::is_enabled() && !traced(grad) && grad.size(2) * grad.size(3) >= kPixels;
+  return !at::GradMode::is_enabled() && grad.size(2) * grad.size(3) >= kPixels;
 }
 
 // A convolution with the kernels turned, by Winograd's F(4x4, 3x3). All float32.
@@ -186,6 +186,14 @@ struct Conv3x3 : torch::autograd::Function<Conv3x3> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const NoAutocast no_autocast;
     const variable_list saved = ctx->get_saved_variables();
+    const bool has_bias = ctx->saved_data["has_bias"].toBool();
+    if (traced(grads[0])) {
+      const auto [grad_x, grad_weight, grad_bias] =
+          aten_backward(grads[0], saved[0], saved[1],
+                        {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                         has_bias && ctx->needs_input_grad(2)});
+      return {grad_x, grad_weight, grad_bias};
+    }
     const Tensor grad = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
     variable_list result(3);
     if (ctx->needs_input_grad(0)) {
@@ -196,9 +204,7 @@ struct Conv3x3 : torch::autograd::Function<Conv3x3> {
     if (ctx->needs_input_grad(1)) {
       result[1] = (has_avx512() ? weight_gradient_default : weight_gradient)(grad, saved[0]);
     }
-    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
-      result[2] = grad.sum({0, 2, 3});
-    }
+    if (has_bias && ctx->needs_input_grad(2)) result[2] = grad.sum({0, 2, 3});
     return result;
   }
 };

@@ -8,11 +8,12 @@
 
 namespace dpt {
 
-// FakeTensor, DTensor, other subclasses, modes and torch.func: they are given ATen operators, which
-// they know.
+// FakeTensor, DTensor, other subclasses, modes, torch.func and batches of gradients
+// (is_grads_batched): they are given ATen operators, which they know.
 inline bool traced(const Tensor& tensor) {
-  return tensor.key_set().has(c10::DispatchKey::Python) || c10::impl::dispatch_mode_enabled() ||
-         in_torch_func();
+  return tensor.key_set().has_any(
+             c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Batched})) ||
+         c10::impl::dispatch_mode_enabled() || in_torch_func();
 }
 
 // Whether autograd will record what is done with this tensor.

@@ -35,8 +35,9 @@ struct LinearOfGelu : torch::autograd::Function<LinearOfGelu> {
     if (bias.defined() && ctx->needs_input_grad(2)) result[2] = linear_grad_bias(grad, bias);
     if (ctx->needs_input_grad(0)) {
       Tensor of_gelu = linear_grad_x(grad, weight, x.scalar_type());
-      result[0] = at::GradMode::is_enabled() ? at::gelu_backward(of_gelu, x, "none")
-                                             : at::gelu_backward_out(of_gelu, of_gelu, x, "none");
+      result[0] = at::GradMode::is_enabled() || traced(grad)
+                      ? at::gelu_backward(of_gelu, x, "none")
+                      : at::gelu_backward_out(of_gelu, of_gelu, x, "none");
     }
     return result;
   }
@@ -68,7 +69,8 @@ struct LinearOfNorm : torch::autograd::Function<LinearOfNorm> {
     const std::array<c10::SymInt, 1> shape{sum.sym_size(-1)};
     auto [even, mean, rstd] = at::native_layer_norm_symint(sum, shape, norm_weight, norm_bias,
                                                            ctx->saved_data["eps"].toDouble());
-    const std::array<bool, 3> of_norm{branch.defined() || ctx->needs_input_grad(0),
+    const bool of_branch = branch.defined() && ctx->needs_input_grad(bias.defined() ? 5 : 4);
+    const std::array<bool, 3> of_norm{ctx->needs_input_grad(0) || of_branch,
                                       ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
     variable_list result(8);
     if (ctx->needs_input_grad(3)) result[3] = linear_grad_weight(grad, even, weight);
@@ -79,10 +81,10 @@ struct LinearOfNorm : torch::autograd::Function<LinearOfNorm> {
           at::native_layer_norm_backward_symint(linear_grad_x(grad, weight, sum.scalar_type()), sum,
                                                 shape, mean, rstd, norm_weight, norm_bias, of_norm);
     }
-    if (branch.defined()) {
-      result[0].add_(grads[1]);
-      result[5] = result[0].to(branch.scalar_type());
-      result[0] = result[0].to(x.scalar_type());
+    if (branch.defined() && of_norm[0]) {
+      const Tensor of_sum = result[0] + grads[1];
+      result[0] = of_sum.to(x.scalar_type());
+      if (of_branch) result[5] = of_sum.to(branch.scalar_type());
     }
     return result;
   }

@@ -3,7 +3,8 @@
 //   dP = dO v^T,  dS = P * (dP - rows' sums of dO * O),  dq = s dS k,  dk = s dS^T q,  dv = P^T dO.
 //
 // P is made again from the scores and the logsumexp of the forward pass, and for dk and dv once
-// more with keys in rows. So nothing is transposed, and each panel of rows is done when it is left.
+// more with keys in rows. So neither P nor dS is transposed, and each panel of rows is done when it
+// is left.
 #pragma once
 
 #include "dpt/runtime/attention_tiles.inl"
