@@ -118,6 +118,18 @@ class Output {
   std::vector<float> all_;
 };
 
+// Of kernels that only processors with tiles have.
+class TilesTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (const Isa isa : supported()) {
+      EXPECT_EQ(kernels(isa).matrix_product.run != nullptr, isa == Isa::kAmx);
+      EXPECT_EQ(kernels(isa).attention_gradient.run != nullptr, isa == Isa::kAmx);
+    }
+    if (!is_supported(Isa::kAmx)) GTEST_SKIP() << "this processor has no tiles";
+  }
+};
+
 template <class Work>
 void call(const Kernel<Work>& kernel, const Work& work, int64_t begin, int64_t end) {
   const Buffer scratch(kernel.scratch(work));

@@ -168,14 +168,8 @@ void check(const Case& at, std::mt19937& random) {
   }
 }
 
-class RuntimeAttentionGradient : public testing::Test {
+class RuntimeAttentionGradient : public TilesTest {
  protected:
-  void SetUp() override {
-    for (const Isa isa : supported()) {
-      EXPECT_EQ(kernels(isa).attention_gradient.run != nullptr, isa == Isa::kAmx);
-    }
-    if (!is_supported(Isa::kAmx)) GTEST_SKIP() << "this processor has no tiles";
-  }
   std::mt19937 random{11};
 };
 

@@ -104,14 +104,8 @@ void check(const Kernels& table, const Problem& p, std::mt19937& random) {
   }
 }
 
-class RuntimeMatrices : public testing::Test {
+class RuntimeMatrices : public TilesTest {
  protected:
-  void SetUp() override {
-    for (const Isa isa : supported()) {
-      EXPECT_EQ(kernels(isa).matrix_product.run != nullptr, isa == Isa::kAmx);
-    }
-    if (!is_supported(Isa::kAmx)) GTEST_SKIP() << "this processor has no tiles";
-  }
   std::mt19937 random{7};
 };
 

@@ -46,29 +46,24 @@ struct Plan {
 // What one unit works on. Tiles of queries follow one another in `queries` and `out`; each is
 // [head_dim, lanes of the tile].
 struct Buffers {
-  Buffers(const Plan& plan, float* scratch) {
-    const auto take = [&](int64_t count) {
-      float* begin = scratch == nullptr ? nullptr : scratch + floats;
-      floats += count;
-      return begin;
-    };
+  Buffers(const Plan& plan, float* scratch) : memory{scratch} {
     const int64_t lanes = plan.max_query_vectors * kWidth;
-    queries = take(plan.dim * lanes);
-    out = take(plan.dim * lanes);
-    most = take(lanes);
-    sum = take(lanes);
-    scores = take(plan.max_keys * kVectors * kWidth);
-    keys = take(plan.key_blocks * plan.max_keys * plan.dim);
-    values = take(plan.key_blocks * plan.max_keys * plan.dim);
+    queries = memory.take(plan.dim * lanes);
+    out = memory.take(plan.dim * lanes);
+    most = memory.take(lanes);
+    sum = memory.take(lanes);
+    scores = memory.take(plan.max_keys * kVectors * kWidth);
+    keys = memory.take(plan.key_blocks * plan.max_keys * plan.dim);
+    values = memory.take(plan.key_blocks * plan.max_keys * plan.dim);
   }
 
+  Scratch<float> memory;
   float *queries, *out;
   float *most, *sum;  // per query: the greatest score until now, and the sum of weights
   float* scores;      // [keys, lanes of the tile]
   // Of the head, block by block: packed once for the units of one call that share it.
   float* keys;    // [keys, dim]
   float* values;  // [dim / kRows, keys, kRows], with an even number of keys
-  int64_t floats = 0;
 };
 
 // 2^x for x that is no greater than about 0: relative error 1.7e-7, and 0 below 2^-126.
@@ -437,7 +432,7 @@ int64_t units(const Attention& work) {
 
 size_t scratch(const Attention& work) {
   if (work.tokens == 0) return 0;
-  return attention::Buffers(attention::Plan(work), nullptr).floats * sizeof(float);
+  return attention::Buffers(attention::Plan(work), nullptr).memory.count * sizeof(float);
 }
 
 void run(const Attention& work, int64_t begin, int64_t end, void* scratch) {

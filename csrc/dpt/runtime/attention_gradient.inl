@@ -30,26 +30,24 @@ struct Side {
 // What a call works on.
 struct Buffers {
   Buffers(const AttentionGradient& work, Word* scratch)
-      : tokens(round_up(work.tokens, kColumns)), dim(round_up(work.head_dim, kColumns)) {
-    const auto take = [&](int64_t count) {
-      Word* begin = scratch == nullptr ? nullptr : scratch + words;
-      words += count;
-      return begin;
-    };
-    first_across = take(tokens * dim / 2);
-    second_across = take(tokens * dim / 2);
-    first_along = take(tokens * dim / 2);
-    second_along = take(tokens * dim / 2);
-    rows = take(kPanel * dim / 2);
-    weights = take(kPanel * tokens);
-    grads = take(kPanel * tokens);
-    out = take(kPanel * dim);
-    origins = reinterpret_cast<float*>(take(tokens));
-    deltas = reinterpret_cast<float*>(take(tokens));
-    none = reinterpret_cast<float*>(take(tokens));
-    padding = reinterpret_cast<float*>(take(tokens));
+      : memory{scratch},
+        tokens(round_up(work.tokens, kColumns)),
+        dim(round_up(work.head_dim, kColumns)) {
+    first_across = memory.take(tokens * dim / 2);
+    second_across = memory.take(tokens * dim / 2);
+    first_along = memory.take(tokens * dim / 2);
+    second_along = memory.take(tokens * dim / 2);
+    rows = memory.take(kPanel * dim / 2);
+    weights = memory.take(kPanel * tokens);
+    grads = memory.take(kPanel * tokens);
+    out = memory.take(kPanel * dim);
+    origins = reinterpret_cast<float*>(memory.take(tokens));
+    deltas = reinterpret_cast<float*>(memory.take(tokens));
+    none = reinterpret_cast<float*>(memory.take(tokens));
+    padding = reinterpret_cast<float*>(memory.take(tokens));
   }
 
+  Scratch<int32_t> memory;
   int64_t tokens, dim;  // with padding to whole panels, which is zeros
   // Of the side in columns, in panels of kColumns: tokens by pairs of channels, and channels by
   // pairs of tokens.
@@ -59,7 +57,6 @@ struct Buffers {
   Word* out;                // [kPanel, dim]
   float *origins, *deltas;  // of queries
   float *none, *padding;    // of keys: zeros; and zeros, but for columns that are no keys
-  int64_t words = 0;
 };
 
 // A score so far below all others that its weight is zero.
@@ -110,11 +107,10 @@ inline void multiply_rows(const AttentionGradient& work, const Factor& factor, i
 // A row of scores and one of dP become P and dS, of bfloat16.
 inline void differentiate(Word* scores, Word* grads, int64_t count, float scale, float origin,
                           float delta, const Side& columns) {
-  const auto floats_at = [](const Word* p) { return reinterpret_cast<Vec>(load_words(p)); };
   for (int64_t i = 0; i < count; i += kWidth) {
-    const Vec weight = attention_tiles::power_of_two(floats_at(scores + i) * scale -
+    const Vec weight = attention_tiles::power_of_two(load_floats(scores + i) * scale -
                                                      (load(columns.origins + i) + origin));
-    const Vec grad = weight * (floats_at(grads + i) - (load(columns.deltas + i) + delta));
+    const Vec grad = weight * (load_floats(grads + i) - (load(columns.deltas + i) + delta));
     store_bfloat16(scores + i / 2, weight);
     store_bfloat16(grads + i / 2, grad);
   }
@@ -128,11 +124,9 @@ inline void write(const AttentionGradient& work, const Word* left, const Word* c
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t d = 0; d < work.head_dim; d += kColumns) {
       const Word* from = at.out + i * at.dim + d;
-      const IntVec halves =
-          matrices::narrow(reinterpret_cast<Vec>(load_words(from)) * scale,
-                           reinterpret_cast<Vec>(load_words(from + kWidth)) * scale);
-      const int64_t channels = at_most(work.head_dim - d, kColumns);
-      __builtin_memcpy(to + (row + i) * stride + d, &halves, channels * sizeof(uint16_t));
+      matrices::store_halves(to + (row + i) * stride + d, load_floats(from) * scale,
+                             load_floats(from + kWidth) * scale,
+                             at_most(work.head_dim - d, kColumns));
     }
   }
 }
@@ -173,7 +167,7 @@ inline float from_bfloat16(uint16_t half) {
 int64_t units(const AttentionGradient& work) { return work.batch * work.heads; }
 
 size_t scratch(const AttentionGradient& work) {
-  return Buffers(work, nullptr).words * sizeof(Word);
+  return Buffers(work, nullptr).memory.count * sizeof(Word);
 }
 
 void run(const AttentionGradient& work, int64_t begin, int64_t end, void* scratch) {

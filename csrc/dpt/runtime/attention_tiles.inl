@@ -20,26 +20,23 @@ constexpr int64_t kPanel = TiledBFloat16Product::kPanel;
 // What a call works on, in words.
 struct Buffers {
   Buffers(const Attention& work, Word* scratch)
-      : keys(round_up(work.tokens, kColumns)), dim(round_up(work.head_dim, kColumns)) {
-    const auto take = [&](int64_t count) {
-      Word* begin = scratch == nullptr ? nullptr : scratch + words;
-      words += count;
-      return begin;
-    };
-    key_panels = take(keys * dim / 2);
-    value_panels = take(keys * dim / 2);
-    queries = take(kPanel * dim / 2);
-    scores = take(kPanel * keys);
-    out = take(kPanel * dim);
+      : memory{scratch},
+        keys(round_up(work.tokens, kColumns)),
+        dim(round_up(work.head_dim, kColumns)) {
+    key_panels = memory.take(keys * dim / 2);
+    value_panels = memory.take(keys * dim / 2);
+    queries = memory.take(kPanel * dim / 2);
+    scores = memory.take(kPanel * keys);
+    out = memory.take(kPanel * dim);
   }
 
+  Scratch<int32_t> memory;
   int64_t keys, dim;   // with padding to whole panels, which is zeros
   Word* key_panels;    // of the head: [keys / kColumns, dim / 2, kColumns], pairs of channels
   Word* value_panels;  // of the head: [dim / kColumns, keys / 2, kColumns], pairs of keys
   Word* queries;       // [kPanel, dim / 2]
   Word* scores;        // [kPanel, keys]; weights have half of each row
   Word* out;           // [kPanel, dim]
-  int64_t words = 0;
 };
 
 // Sixteen of `count` channels from `at` on, or zeros.
@@ -97,7 +94,7 @@ inline float softmax(Word* scores, int64_t keys, int64_t padded) {
     for (int i = 0; i < kWidth; ++i) lanes[i] = i;
     return lanes;
   }();
-  const auto scores_at = [&](int64_t i) { return reinterpret_cast<Vec>(load_words(scores + i)); };
+  const auto scores_at = [&](int64_t i) { return load_floats(scores + i); };
   const int64_t whole = keys / kWidth * kWidth;
   const IntVec rest = lane < static_cast<int32_t>(keys - whole);
   const Vec lowest = broadcast(attention::kLowest);
@@ -166,7 +163,7 @@ int64_t units(const Attention& work) {
 
 size_t scratch(const Attention& work) {
   if (work.precision != Precision::kBFloat16) return DPT_ISA::scratch(work);
-  return Buffers(work, nullptr).words * sizeof(Word);
+  return Buffers(work, nullptr).memory.count * sizeof(Word);
 }
 
 void run(const Attention& work, int64_t begin, int64_t end, void* scratch) {

@@ -121,7 +121,7 @@ void scale_tile(const PackedMatrix& w, const Row* pixels, int64_t rows, int64_t 
       for (int64_t i = 0; i < columns; i += kWidth) {
         Word* at = tile + r * kColumns + i;
         const IntVec total = load_words(at) - load_words(sums + i) * Product::kZero;
-        const Vec scale = reinterpret_cast<Vec>(load_words(scales + i)) * pixels[r].scale;
+        const Vec scale = load_floats(scales + i) * pixels[r].scale;
         store_words(at, reinterpret_cast<IntVec>(__builtin_convertvector(total, Vec) * scale));
       }
     }

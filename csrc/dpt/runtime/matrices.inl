@@ -59,6 +59,16 @@ inline IntVec narrow(Vec low, Vec high) {
   return words;
 }
 
+// The first `count` of two vectors of floats, kColumns at most, as bfloat16.
+inline void store_halves(uint16_t* to, Vec low, Vec high, int64_t count) {
+  const IntVec words = narrow(low, high);
+  if (count == kColumns) {
+    __builtin_memcpy(to, &words, sizeof(words));  // a size that is known: one store
+  } else {
+    __builtin_memcpy(to, &words, count * sizeof(uint16_t));
+  }
+}
+
 // Rows [row, row + 16) of `rows` and words [word, word + 16) along k, by rows or by words; zeros
 // where the factor has none.
 template <bool by_rows>
@@ -137,8 +147,7 @@ void pack(const MatrixProduct& work, int64_t begin, int64_t end, void*) {
 
 // Sums of a row, two vectors of them, into columns [column, column + kColumns).
 inline void write(const MatrixProduct& work, int64_t row, int64_t column, const Word* sums) {
-  Vec low = reinterpret_cast<Vec>(load_words(sums));
-  Vec high = reinterpret_cast<Vec>(load_words(sums + kWidth));
+  Vec low = load_floats(sums), high = load_floats(sums + kWidth);
   const int64_t count = at_most(work.n - column, kColumns);
   if (work.bias != nullptr) {
     float bias[kColumns] = {};
@@ -148,13 +157,7 @@ inline void write(const MatrixProduct& work, int64_t row, int64_t column, const 
   }
   const int64_t at = row * work.out_stride + column;
   if (work.out_bfloat16) {
-    const IntVec words = narrow(low, high);
-    auto* out = static_cast<uint16_t*>(work.out) + at;
-    if (count == kColumns) {
-      __builtin_memcpy(out, &words, sizeof(words));  // a size that is known: one store
-    } else {
-      __builtin_memcpy(out, &words, count * sizeof(uint16_t));
-    }
+    store_halves(static_cast<uint16_t*>(work.out) + at, low, high, count);
   } else {
     auto* out = static_cast<float*>(work.out) + at;
     const auto put = [](float* to, Vec v, int64_t lanes) {

@@ -44,6 +44,8 @@ using UnalignedIntVec =
 
 inline IntVec load_words(const Word* p) { return *reinterpret_cast<const UnalignedIntVec*>(p); }
 
+inline Vec load_floats(const Word* p) { return reinterpret_cast<Vec>(load_words(p)); }
+
 inline void store_words(Word* p, IntVec v) { *reinterpret_cast<UnalignedIntVec*>(p) = v; }
 
 using FloatWord = float __attribute__((may_alias));

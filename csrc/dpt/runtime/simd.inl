@@ -57,6 +57,19 @@ inline float max_of(Vec v) {
   return most;
 }
 
+// Takes the parts of what a call works on from its scratch memory, or only counts them (null).
+template <class T>
+struct Scratch {
+  T* begin;
+  int64_t count = 0;
+
+  T* take(int64_t size) {
+    T* part = begin == nullptr ? nullptr : begin + count;
+    count += size;
+    return part;
+  }
+};
+
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
