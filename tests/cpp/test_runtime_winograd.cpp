@@ -202,8 +202,7 @@ std::vector<Expected> reference(const Data& d) {
   // Roundings: as many as channels, and 24 of the transforms, bias and `add`. They have random
   // signs, so that their sum grows with the root of their number (Higham and Mary 2019); six
   // deviations.
-  const double deviations =
-      6 * std::ldexp(1.0, -24) * std::sqrt(static_cast<double>(w.channels + 24));
+  const double deviations = 6 * kEps * std::sqrt(static_cast<double>(w.channels + 24));
   for (int64_t b = 0; b < w.batch; ++b) {
     for (int64_t y = 0; y < w.height; y += 4) {
       for (int64_t x = 0; x < w.width; x += 4) {
@@ -310,6 +309,171 @@ TEST_P(RuntimeWinograd, ErrorIsSmallAgainstTheLargestOutput) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeWinograd, ::testing::ValuesIn(supported()),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
+
+// --- the gradient of the weights ---
+
+struct GradientProblem {
+  int64_t batch = 1, height = 1, width = 1, channels = 1, n = 1;
+  int64_t gap = 0;              // as of Problem
+  int64_t tiles_at_a_time = 0;  // 0: all
+};
+
+double pixel(const WinogradPoints& map, int64_t b, int64_t y, int64_t x, int64_t channel) {
+  if (y < 0 || y >= map.height || x < 0 || x >= map.width) return 0;
+  return map
+      .in[b * map.in_strides.image + y * map.in_strides.row + x * map.in_strides.pixel + channel];
+}
+
+// [n, channels, 3, 3]. Roundings are those of the transforms, 24 and 24 and, of the sums of all
+// tiles, one.
+std::vector<Expected> reference(const WinogradPoints& input, const WinogradPoints& gradient) {
+  static const Amplification kBy;
+  const int64_t channels = input.channels, n = gradient.channels;
+  const double deviations = 6 * kEps * std::sqrt(49.0);
+  std::vector<Expected> expected(n * channels * 9);
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t c = 0; c < channels; ++c) {
+      Expected* taps = expected.data() + (k * channels + c) * 9;
+      double by[6][6] = {};
+      for (int64_t b = 0; b < input.batch; ++b) {
+        for (int64_t y = 0; y < input.height; ++y) {
+          for (int64_t x = 0; x < input.width; ++x) {
+            for (int64_t tap = 0; tap < 9; ++tap) {
+              taps[tap].value += pixel(gradient, b, y, x, k) *
+                                 pixel(input, b, y + tap / 3 - 1, x + tap % 3 - 1, c);
+            }
+          }
+        }
+        for (int64_t y = 0; y < input.height; y += 4) {
+          for (int64_t x = 0; x < input.width; x += 4) {
+            double rows[6][6] = {}, grad_rows[4][6] = {};
+            for (int point = 0; point < 6; ++point) {
+              for (int j = 0; j < 6; ++j) {
+                for (int i = 0; i < 6; ++i) {
+                  rows[i][point] +=
+                      kBy.in[point][j] * std::abs(pixel(input, b, y + i - 1, x + j - 1, c));
+                }
+                for (int i = 0; i < 4 && j < 4; ++i) {
+                  grad_rows[i][point] +=
+                      kBy.out[j][point] * std::abs(pixel(gradient, b, y + i, x + j, k));
+                }
+              }
+            }
+            for (int p = 0; p < 6; ++p) {
+              for (int q = 0; q < 6; ++q) {
+                double in = 0, grad = 0;
+                for (int i = 0; i < 6; ++i) in += kBy.in[p][i] * rows[i][q];
+                for (int i = 0; i < 4; ++i) grad += kBy.out[i][p] * grad_rows[i][q];
+                by[p][q] += in * grad;
+              }
+            }
+          }
+        }
+      }
+      for (int tap = 0; tap < 9; ++tap) {
+        for (int p = 0; p < 6; ++p) {
+          for (int q = 0; q < 6; ++q) {
+            taps[tap].bound += deviations * kBy.taps[p][tap / 3] * kBy.taps[q][tap % 3] * by[p][q];
+          }
+        }
+      }
+    }
+  }
+  return expected;
+}
+
+class RuntimeWinogradGradient : public ::testing::TestWithParam<Isa> {
+ protected:
+  void check(const GradientProblem& p) {
+    const Kernels& k = kernels(GetParam());
+    std::mt19937 random(3);
+    const int64_t tiles = p.batch * ((p.height + 3) / 4) * ((p.width + 3) / 4);
+    const int64_t most = p.tiles_at_a_time == 0 ? tiles : p.tiles_at_a_time;
+    const auto make_map = [&](int64_t channels, std::vector<float>& values, bool of_gradient) {
+      WinogradPoints map{.batch = p.batch,
+                         .height = p.height,
+                         .width = p.width,
+                         .channels = channels,
+                         .of_gradient = of_gradient};
+      map.in_strides =
+          strides({.batch = p.batch, .height = p.height, .width = p.width, .gap = p.gap}, channels);
+      values = normal_floats(random, p.batch * map.in_strides.image - 3 * p.gap);
+      map.in = values.data();
+      return map;
+    };
+    std::vector<float> input_values, gradient_values;
+    WinogradPoints input = make_map(p.channels, input_values, false);
+    WinogradPoints gradient = make_map(p.n, gradient_values, true);
+
+    std::vector<double> sums(36 * p.n * p.channels);
+    for (int64_t first = 0; first < tiles; first += most) {
+      const int64_t count = std::min(most, tiles - first);
+      const auto points = [&](WinogradPoints map) {
+        map.first = first;
+        map.tiles = count;
+        map.point_stride = count * map.channels + 5;
+        std::vector<float> out(36 * map.point_stride, kCanary);
+        map.out = out.data();
+        run_all(k.winograd_points, map, {&out});
+        for (int64_t i = 0; i < 36; ++i) {
+          for (int64_t j = count * map.channels; j < map.point_stride; ++j) {
+            EXPECT_EQ(out[i * map.point_stride + j], kCanary) << "wrote behind point " << i;
+          }
+        }
+        return out;
+      };
+      const std::vector<float> in = points(input), grad = points(gradient);
+      for (int64_t point = 0; point < 36; ++point) {
+        for (int64_t tile = 0; tile < count; ++tile) {
+          const float* of_in = &in[point * (count * p.channels + 5) + tile * p.channels];
+          const float* of_grad = &grad[point * (count * p.n + 5) + tile * p.n];
+          for (int64_t i = 0; i < p.n * p.channels; ++i) {
+            sums[point * p.n * p.channels + i] +=
+                static_cast<double>(of_grad[i / p.channels]) * of_in[i % p.channels];
+          }
+        }
+      }
+    }
+    const std::vector<float> rounded(sums.begin(), sums.end());
+    Output taps(p.n * p.channels * 9);
+    run_all(k.winograd_taps,
+            WinogradTaps{
+                .points = rounded.data(), .n = p.n, .channels = p.channels, .taps = taps.data()},
+            {&taps.all()});
+    EXPECT_TRUE(taps.guarded());
+    const std::vector<Expected> expected = reference(input, gradient);
+    for (int64_t i = 0; i < taps.size(); ++i) {
+      ASSERT_LE(std::abs(taps[i] - expected[i].value), expected[i].bound) << "tap " << i;
+    }
+  }
+};
+
+TEST_P(RuntimeWinogradGradient, MapsOfAllSizes) {
+  for (const int64_t height : {1, 2, 3, 4, 5, 9}) {
+    for (const int64_t width : {1, 3, 4, 6, 8, 11}) {
+      SCOPED_TRACE(std::to_string(height) + " x " + std::to_string(width));
+      check({.batch = 2, .height = height, .width = width, .channels = 5, .n = 6});
+    }
+  }
+}
+
+TEST_P(RuntimeWinogradGradient, ChannelsOfAllSizes) {
+  for (const int64_t channels : {1, 3, 16, 24, 48}) {
+    for (const int64_t n : {1, 8, 19, 32}) {
+      SCOPED_TRACE(std::to_string(channels) + " -> " + std::to_string(n));
+      check({.height = 6, .width = 9, .channels = channels, .n = n, .gap = channels % 5});
+    }
+  }
+}
+
+TEST_P(RuntimeWinogradGradient, SomeTilesAtATime) {
+  for (const int64_t tiles : {1, 5, 8}) {
+    check({.batch = 3, .height = 7, .width = 13, .channels = 17, .n = 3, .tiles_at_a_time = tiles});
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeWinogradGradient, ::testing::ValuesIn(supported()),
                          [](const auto& info) { return std::string(to_string(info.param)); });
 
 }  // namespace

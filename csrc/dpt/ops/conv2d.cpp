@@ -12,7 +12,7 @@
 
 #include "dpt/ops/autocast.h"
 #include "dpt/ops/form.h"
-#include "dpt/ops/runtime.h"
+#include "dpt/ops/winograd.h"
 
 namespace dpt {
 namespace {
@@ -132,40 +132,11 @@ Tensor weight_gradient_autograd(const Tensor& grad, const Tensor& x) {
   return WeightGradient::apply(grad, x);
 }
 
-// Whether the gradient of `x` is worth kernels transformed anew: not for small maps. It does not
-// depend on the batch, so that parts of a batch have the gradients of the whole.
+// Whether the gradients are worth transforms: not of small maps. It does not depend on the batch,
+// so that parts of a batch have the gradients of the whole.
 bool takes_winograd(const Tensor& grad) {
   constexpr int64_t kPixels = 2048;
   return !at::GradMode::is_enabled() && grad.size(2) * grad.size(3) >= kPixels;
-}
-
-// A convolution with the kernels turned, by Winograd's F(4x4, 3x3). All float32.
-Tensor winograd_grad_x(const Tensor& grad, const Tensor& weight) {
-  const int64_t B = grad.size(0), K = grad.size(1), H = grad.size(2), W = grad.size(3);
-  const int64_t C = weight.size(1);
-  const Tensor turned = weight.flip({2, 3}).transpose(0, 1).contiguous();
-  const Tensor packed = uninitialized_bytes(runtime_kernels().winograd_bytes(K, C));
-  execute(runtime_kernels().winograd_pack,
-          runtime::WinogradWeights{.weights = turned.const_data_ptr<float>(),
-                                   .channels = K,
-                                   .n = C,
-                                   .packed = packed.mutable_data_ptr()});
-  Tensor result =
-      at::empty({B, C, H, W}, grad.options().memory_format(at::MemoryFormat::ChannelsLast));
-  const auto strides = [&](int64_t channels) {
-    return runtime::Strides{.image = H * W * channels, .row = W * channels, .pixel = channels};
-  };
-  execute(runtime_kernels().winograd, runtime::Winograd{.in = grad.const_data_ptr<float>(),
-                                                        .in_strides = strides(K),
-                                                        .batch = B,
-                                                        .height = H,
-                                                        .width = W,
-                                                        .channels = K,
-                                                        .weights = packed.const_data_ptr(),
-                                                        .n = C,
-                                                        .out = result.mutable_data_ptr<float>(),
-                                                        .out_strides = strides(C)});
-  return result;
 }
 
 bool has_avx512() {
@@ -196,13 +167,15 @@ struct Conv3x3 : torch::autograd::Function<Conv3x3> {
     }
     const Tensor grad = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
     variable_list result(3);
+    const bool by_winograd = takes_winograd(grad);
     if (ctx->needs_input_grad(0)) {
-      result[0] = takes_winograd(grad)
-                      ? winograd_grad_x(grad, saved[1])
-                      : aten_backward(grad, saved[0], saved[1], {true, false, false})[0];
+      result[0] = by_winograd ? winograd_grad_x(grad, saved[1])
+                              : aten_backward(grad, saved[0], saved[1], {true, false, false})[0];
     }
     if (ctx->needs_input_grad(1)) {
-      result[1] = (has_avx512() ? weight_gradient_default : weight_gradient)(grad, saved[0]);
+      result[1] = by_winograd    ? winograd_grad_weight(grad, saved[0])
+                  : has_avx512() ? weight_gradient_default(grad, saved[0])
+                                 : weight_gradient(grad, saved[0]);
     }
     if (has_bias && ctx->needs_input_grad(2)) result[2] = grad.sum({0, 2, 3});
     return result;

@@ -121,6 +121,25 @@ struct WinogradWeights {
   void* packed = nullptr;  // winograd_bytes(channels, n), aligned to 64
 };
 
+// The gradient of such a convolution's weights, with the points of input and gradient:
+//   points [36, n, channels] = sum over tiles of gradient points [36, tiles, n]^T . input points
+//   [36, tiles, channels].
+struct WinogradPoints {
+  const float* in = nullptr;
+  Strides in_strides{};
+  int64_t batch = 1, height = 0, width = 0, channels = 0;
+  bool of_gradient = false;      // of the output's gradient, else of the input
+  int64_t first = 0, tiles = 0;  // which of batch * ceil(height / 4) * ceil(width / 4) tiles
+  float* out = nullptr;          // [36, tiles, channels]
+  int64_t point_stride = 0;      // floats from one point to the next
+};
+
+struct WinogradTaps {
+  const float* points = nullptr;  // [36, n, channels]
+  int64_t n = 0, channels = 0;
+  float* taps = nullptr;  // [n, channels, 3, 3]
+};
+
 // --- products of two matrices ---
 
 // A matrix [rows, k] of bfloat16, or of float32 that is rounded to it. Of an element the place is
@@ -264,6 +283,8 @@ struct Kernels {
   void (*pack)(Precision precision, const float* weights, int64_t k, int64_t n, void* packed);
   size_t (*winograd_bytes)(int64_t channels, int64_t n);
   Kernel<WinogradWeights> winograd_pack;
+  Kernel<WinogradPoints> winograd_points;
+  Kernel<WinogradTaps> winograd_taps;
 
   // With tiles only, else null. A product: first matrix_pack, of matrix_bytes(work) bytes.
   size_t (*matrix_bytes)(const MatrixProduct&) = nullptr;

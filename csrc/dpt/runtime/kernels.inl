@@ -8,6 +8,7 @@
 #include "dpt/runtime/matrices.inl"
 #include "dpt/runtime/resampling.inl"
 #include "dpt/runtime/winograd.inl"
+#include "dpt/runtime/winograd_gradient.inl"
 
 namespace dpt::runtime::DPT_ISA {
 
@@ -19,6 +20,9 @@ constexpr Kernels kTable{
     .pack = pack,
     .winograd_bytes = winograd_bytes,
     .winograd_pack = {winograd_pack_units, winograd_pack_scratch, winograd_pack},
+    .winograd_points = {winograd_gradient::units, winograd_gradient::scratch,
+                        winograd_gradient::run},
+    .winograd_taps = {winograd_gradient::units, winograd_gradient::scratch, winograd_gradient::run},
     .convolution = kConvolution<false>,
     .winograd = {units, scratch, run},
     .attention = {units, scratch, run},

@@ -25,13 +25,15 @@ size_t winograd_bytes(int64_t channels, int64_t n) {
   return kPoints * packed_bytes(Precision::kFloat32, channels, n);
 }
 
+// 1 over the product of a point's differences to the other finite ones: of 0, +-3/4 and +-3/2.
+constexpr double kFactor0 = 1 / (kA2 * kB2);
+constexpr double kFactorA = 0.5 / (kA2 * kA2 - kA2 * kB2);
+constexpr double kFactorB = 0.5 / (kB2 * kB2 - kA2 * kB2);
+
 // One dimension of the transform of weights: three taps to six points.
 inline void transform_taps(const double taps[3], double points[6]) {
   constexpr double kAt[5] = {0, kA, -kA, kB, -kB};
-  constexpr double kA4 = kA2 * kA2, kB4 = kB2 * kB2, kAB = kA2 * kB2;
-  // 1 over the product of the differences to the other points.
-  constexpr double kFactor[5] = {1 / kAB, 0.5 / (kA4 - kAB), 0.5 / (kA4 - kAB), 0.5 / (kB4 - kAB),
-                                 0.5 / (kB4 - kAB)};
+  constexpr double kFactor[5] = {kFactor0, kFactorA, kFactorA, kFactorB, kFactorB};
   for (int i = 0; i < 5; ++i) {
     points[i] = (taps[0] + kAt[i] * (taps[1] + kAt[i] * taps[2])) * kFactor[i];
   }
@@ -111,6 +113,69 @@ inline __attribute__((always_inline)) void transform_out(const Vec points[6], Ve
   x[3] = kA2 * kA * difference_a + kB2 * kB * difference_b + points[5];
 }
 
+// --- tiles ---
+
+struct TileGrid {
+  int64_t y, x;  // tiles of an image
+};
+
+struct TilePlace {
+  int64_t image, y, x;  // of the first output
+};
+
+inline TilePlace place(const TileGrid& grid, int64_t tile) {
+  return {tile / grid.x / grid.y, tile / grid.x % grid.y * 4, tile % grid.x * 4};
+}
+
+// A square of size x size pixels from `corner` on to its 36 points, of all channels. `read` is done
+// to each pixel, `line` is one dimension of the transform, and `to(channel)` is the place of the
+// first point, with `stride` floats to the next. `zeros` [channels] are read for pixels outside.
+template <int size, class Map, class Read, class Line, class To>
+void transform_tile(const Map& map, const TilePlace& corner, const float* zeros, Read read,
+                    Line line, To to, int64_t stride) {
+  const float* pixels[size][size];
+  for (int i = 0; i < size; ++i) {
+    for (int j = 0; j < size; ++j) {
+      const int64_t y = corner.y + i;
+      const int64_t x = corner.x + j;
+      const bool inside = y >= 0 && y < map.height && x >= 0 && x < map.width;
+      pixels[i][j] = inside ? map.in + corner.image * map.in_strides.image +
+                                  y * map.in_strides.row + x * map.in_strides.pixel
+                            : zeros;
+    }
+  }
+  const auto transform = [&](int64_t channel, auto load_from, auto store_to) {
+    float* first = to(channel);
+    Vec columns[6][size];
+    for (int j = 0; j < size; ++j) {
+      Vec x[size], points[6];
+#pragma GCC unroll 6
+      for (int i = 0; i < size; ++i) x[i] = read(load_from(pixels[i][j] + channel));
+      line(x, points);
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) columns[i][j] = points[i];
+    }
+    for (int i = 0; i < 6; ++i) {
+      Vec points[6];
+      line(columns[i], points);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; ++j) store_to(first + (6 * i + j) * stride, points[j]);
+    }
+  };
+  int64_t channel = 0;
+  for (; channel + kWidth <= map.channels; channel += kWidth) {
+    transform(
+        channel, [](const float* from) { return load(from); },
+        [](float* at, Vec v) { store(at, v); });
+  }
+  const int64_t lanes = map.channels - channel;
+  if (lanes > 0) {
+    transform(
+        channel, [lanes](const float* from) { return load_first(from, lanes); },
+        [lanes](float* at, Vec v) { store_first(at, v, lanes); });
+  }
+}
+
 // --- blocks of tiles ---
 
 // A unit is a panel of kRows tiles. A call does so many at a time that what is between the
@@ -126,8 +191,8 @@ int64_t panels_at_a_time(const Winograd& w) {
 constexpr int64_t kPointWords = kRows * kDepth + 16;
 
 struct TilePlan {
-  Parts parts;               // of the channels
-  int64_t tiles_y, tiles_x;  // of an image
+  Parts parts;  // of the channels
+  TileGrid grid;
   int64_t num_tiles;
   int64_t block;       // panels of tiles at a time, at most
   int64_t num_panels;  // of the weights
@@ -137,9 +202,8 @@ struct TilePlan {
 TilePlan plan(const Winograd& w) {
   TilePlan p;
   p.parts = cut(Precision::kFloat32, w.channels);
-  p.tiles_y = divide_up(w.height, 4);
-  p.tiles_x = divide_up(w.width, 4);
-  p.num_tiles = w.batch * p.tiles_y * p.tiles_x;
+  p.grid = {divide_up(w.height, 4), divide_up(w.width, 4)};
+  p.num_tiles = w.batch * p.grid.y * p.grid.x;
   p.num_panels = divide_up(w.n, kColumns);
   p.block = at_most(divide_up(p.num_tiles, kRows), panels_at_a_time(w));
   p.left_bytes = p.block * p.parts.count * kPoints * kPointWords * 4;
@@ -155,63 +219,17 @@ size_t scratch(const Winograd& w) {
   return static_cast<size_t>(p.left_bytes + p.tile_bytes + p.zero_bytes);
 }
 
-struct TilePlace {
-  int64_t image, y, x;  // of the first output
-};
-
-inline TilePlace place(const TilePlan& p, int64_t tile) {
-  return {tile / p.tiles_x / p.tiles_y, tile / p.tiles_x % p.tiles_y * 4, tile % p.tiles_x * 4};
-}
-
 // The 36 products' left rows of one tile. `left` is its row of the first point and part, and
 // `zeros` [channels] are read for pixels outside.
 void transform_tile_in(const Winograd& w, const TilePlan& p, const TilePlace& tile,
                        const float* zeros, float* left) {
-  const float* pixels[6][6];
-  for (int i = 0; i < 6; ++i) {
-    for (int j = 0; j < 6; ++j) {
-      const int64_t y = tile.y + i - 1;
-      const int64_t x = tile.x + j - 1;
-      const bool inside = y >= 0 && y < w.height && x >= 0 && x < w.width;
-      pixels[i][j] = inside ? w.in + tile.image * w.in_strides.image + y * w.in_strides.row +
-                                  x * w.in_strides.pixel
-                            : zeros;
-    }
-  }
-  const auto transform = [&](int64_t channel, auto read, auto write) {
+  const auto place = [&](int64_t channel) {
     const int64_t part = channel / p.parts.depth;
-    float* to = left + part * kPoints * kPointWords + channel - part * p.parts.depth;
-    Vec columns[6][6];
-    for (int j = 0; j < 6; ++j) {
-      Vec x[6], points[6];
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) {
-        x[i] = read(pixels[i][j] + channel);
-        if (w.load_relu) x[i] = relu(x[i]);
-      }
-      transform_in(x, points);
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) columns[i][j] = points[i];
-    }
-    for (int i = 0; i < 6; ++i) {
-      Vec points[6];
-      transform_in(columns[i], points);
-#pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) write(to + (6 * i + j) * kPointWords, points[j]);
-    }
+    return left + part * kPoints * kPointWords + channel - part * p.parts.depth;
   };
-  int64_t channel = 0;
-  for (; channel + kWidth <= w.channels; channel += kWidth) {
-    transform(
-        channel, [](const float* from) { return load(from); },
-        [](float* to, Vec v) { store(to, v); });
-  }
-  const int64_t lanes = w.channels - channel;
-  if (lanes > 0) {
-    transform(
-        channel, [lanes](const float* from) { return load_first(from, lanes); },
-        [lanes](float* to, Vec v) { store_first(to, v, lanes); });
-  }
+  const auto read = [&](Vec x) { return w.load_relu ? relu(x) : x; };
+  transform_tile<6>(w, {tile.image, tile.y - 1, tile.x - 1}, zeros, read, transform_in, place,
+                    kPointWords);
 }
 
 // One tile of the output, columns [column, column + lanes). `sums` is its row of the first point.
@@ -261,7 +279,7 @@ void run_tiles(const Winograd& w, const TilePlan& p, int64_t first, int64_t coun
   const int64_t panel_words = p.parts.count * kPoints * kPointWords;
   for (int64_t i = 0; i < count; ++i) {
     transform_tile_in(
-        w, p, place(p, first + i), zeros,
+        w, p, place(p.grid, first + i), zeros,
         reinterpret_cast<float*>(left + i / kRows * panel_words + i % kRows * kDepth));
   }
   const Word* right = static_cast<const Word*>(w.weights);
@@ -285,7 +303,7 @@ void run_tiles(const Winograd& w, const TilePlan& p, int64_t first, int64_t coun
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    const TilePlace tile = place(p, first + i);
+    const TilePlace tile = place(p.grid, first + i);
     for (int64_t column = 0; column < w.n; column += kWidth) {
       const int64_t panel = i / kRows * p.num_panels + column / kColumns;
       transform_tile_out(w, tile,
