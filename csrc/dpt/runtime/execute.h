@@ -20,10 +20,11 @@ void execute(const Kernel<Work>& kernel, const Work& work, int threads, const Ta
   // More parts than threads: a thread whose core others use, too, leaves some to the rest.
   constexpr int64_t kParts = 4;
   const int64_t parts = count > 1 ? std::min<int64_t>(kParts * count, units) : 1;
+  // The larger parts first: the threads end at about the same time.
+  const auto begin = [&](int64_t i) { return units / parts * i + std::min(i, units % parts); };
 #pragma omp parallel for num_threads(count) schedule(dynamic, 1) if (count > 1)
   for (int64_t i = 0; i < parts; ++i) {
-    kernel.run(work, units * i / parts, units * (i + 1) / parts,
-               scratch + bytes * omp_get_thread_num());
+    kernel.run(work, begin(i), begin(i + 1), scratch + bytes * omp_get_thread_num());
   }
 }
 
