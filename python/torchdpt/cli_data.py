@@ -17,7 +17,7 @@ def check(args: argparse.Namespace) -> int:
     if args.type in DATASETS and "skip_incomplete" in inspect.signature(DATASETS[args.type]).parameters:
         options["skip_incomplete"] = True  # to be reported
     report = check_dataset(open_dataset(args.type, **options), progress=not args.json and sys.stderr.isatty())
-    print(json.dumps(report.to_json(EXAMPLES), indent=2) if args.json else text_of(report))
+    print(json.dumps(report.to_json(), indent=2) if args.json else text_of(report))
     return 1 if report.problems else 0
 
 

@@ -353,6 +353,17 @@ def test_help_has_an_example_for_each_command() -> None:
         assert f"example: torchdpt {name}" in command.format_help()
 
 
+def test_settings_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
+    args = torchdpt_command.parse(["train", "demo", "steps=1", "--allow-changes", "seed=2", "--print", "ema=null"])
+    assert args.changes == ["steps=1", "seed=2", "ema=null"]
+    assert args.allow_changes
+    assert args.print
+    for wrong in (["train", "demo", "--print", "steps"], ["train", "demo", "--steps=1"], ["models", "steps=1"]):
+        with pytest.raises(SystemExit):
+            torchdpt_command.parse(wrong)
+        assert f"unrecognized arguments: {wrong[-1]}" in capsys.readouterr().err
+
+
 def test_completion_is_printed() -> None:
     command = [sys.executable, "-m", "torchdpt_command", "--print-completion", "bash"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

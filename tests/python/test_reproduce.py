@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -58,7 +59,6 @@ def write(path: Path, numbers: np.ndarray | None) -> None:
     elif path.suffix == ".npy":
         np.save(path, numbers)
     elif path.suffix == ".h5":
-        h5py = pytest.importorskip("h5py")
         with h5py.File(path, "w") as file:
             file["depth"] = numbers
     elif path.suffix == ".dpt":

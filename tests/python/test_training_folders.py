@@ -42,6 +42,20 @@ def test_another_config_does_not_take_a_folder_whose_checkpoints_are_gone(tmp_pa
     assert fit(config_of(tmp_path, DEPTH, steps=1)).finished  # the same run may begin anew
 
 
+def test_run_that_failed_before_its_first_step_leaves_the_folder_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Trainer) -> None:
+        raise ValueError("a label out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", fail)
+        with pytest.raises(ValueError, match="a label out of range"):
+            fit(config_of(tmp_path, DEPTH, steps=1))
+    assert (tmp_path / "config.yaml").exists()
+    assert fit(config_of(tmp_path, DEPTH | {"features": 16}, steps=1, batch_size=2)).finished
+
+
 def hold(folder: str, ready: Any, done: Any) -> None:
     with checkpoints.alone_in(Path(folder)):
         ready.set()

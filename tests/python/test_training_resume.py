@@ -92,7 +92,7 @@ def assert_kills_change_nothing(folder: Path, alone: dict[str, Any], count: int,
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one process", "two processes"])
 def test_killed_run_comes_to_the_same_bits(tmp_path: Path, alone: dict[int, dict[str, Any]], count: int) -> None:
-    assert_kills_change_nothing(tmp_path, alone[count], count, kills=5 if count == 1 else 3)
+    assert_kills_change_nothing(tmp_path, alone[count], count, kills=5)
 
 
 @pytest.mark.slow

@@ -46,11 +46,9 @@ class Report:
     depth: dict[str, Any]
     classes: dict[str, float]
 
-    def to_json(self, examples: int = 3) -> dict[str, Any]:
-        """For json.dumps; of each problem the count, and so many examples."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        problems = {name: {"count": len(found), "examples": found[:examples]} for name, found in self.problems.items()}
-        return {**values, "problems": problems}
+    def to_json(self) -> dict[str, Any]:
+        """For json.dumps; of each problem where it is, all of them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass

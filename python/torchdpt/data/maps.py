@@ -101,9 +101,13 @@ def _one_channel(array: Array) -> Array:
 
 
 def _picture(data: bytes) -> Array:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(data), formats=["PNG", "TIFF"]) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=["PNG", "TIFF"])
+    except UnidentifiedImageError:
+        raise ValueError(f"not a PNG or TIFF picture: it begins with {data[:8].hex(' ')}") from None
+    with opened as image:
         frames = getattr(image, "n_frames", 1)
         if frames != 1:
             raise ValueError(f"{frames} pictures in one file, wanted one")
@@ -120,6 +124,8 @@ def _picture(data: bytes) -> Array:
 
 
 def _npy(data: bytes) -> Array:
+    if not data.startswith(b"\x93NUMPY"):
+        raise ValueError("not a NumPy file, which begins with 93 4e 55 4d 50 59")
     array: Array = np.load(io.BytesIO(data), allow_pickle=False)
     return array
 

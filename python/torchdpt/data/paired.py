@@ -260,7 +260,7 @@ class FileDataset:
             count = len(self.files) + len(self.incomplete)
             raise ValueError(
                 f"{self.root}: {len(self.incomplete)} of {count} images have no truth, such as {self.incomplete[0]}"
-                + ("; skip_incomplete=True leaves them out" if self.files else "")
+                + ("; skip_incomplete=True (in a config skip_incomplete: true) leaves them out" if self.files else "")
             )
         if not self.files:
             raise ValueError(f"{self.root}: there are no images of this kind")

@@ -148,9 +148,9 @@ def check_batch(config: TrainConfig, world_size: int) -> None:
 
 
 def check_unused(config: TrainConfig, allow_changes: bool) -> None:
-    """That the folder, which has no checkpoint, is not that of another run."""
+    """That the folder, which has no checkpoint, does not hold the network of another run."""
     file = config.out / "config.yaml"
-    if file.exists():
+    if file.exists() and any((config.out / name).exists() for name in ("best", "final")):
         check_same(config, yaml.safe_load(file.read_text(encoding="utf-8")), allow_changes)
 
 
