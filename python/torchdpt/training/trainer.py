@@ -163,6 +163,7 @@ class Trainer:
         if config.compile:
             self.network = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
         self.log: RunLog | None = None  # of the first process
+        self._left_out: set[str] = set()  # errors of samples that were reported
         self._signal = 0  # that this process got
         self._stop = 0  # the signal on which all processes agree
 
@@ -233,7 +234,9 @@ class Trainer:
             ValueError: if a label is out of range.
         """
         for error in batch.errors:
-            _log.warning("left out: %s", error)
+            if error not in self._left_out:
+                self._left_out.add(error)
+                _log.warning("left out: %s", error)
         # The same on all processes: by what sums are divided, and whether one of them was told to stop.
         counts = self.objective.counts(batch)
         totals = torch.zeros(len(self.datasets), 2, dtype=torch.float64).index_add_(0, batch.datasets, counts)
