@@ -163,4 +163,19 @@ TEST(Scenes, AreTheSameAtAnySize) {
   EXPECT_LT(num_other, num_compared / 1000);
 }
 
+TEST(Scenes, HaveNothingCloseToTheCamera) {
+  float nearest = 1000;
+  for (uint64_t seed = 0; seed < 400; ++seed) {
+    const Scene scene = make_scene(seed);
+    const Rendered seen(scene, 24, 32);
+    for (int64_t i = 0; i < 24 * 32; ++i) {
+      const float x = (static_cast<float>(i % 32) + 0.5F - 16) / (32 * scene.focal);
+      const float y = (static_cast<float>(i / 32) + 0.5F - 12) / (32 * scene.focal);
+      nearest = std::min(nearest, seen.depth[i] * length({x, y, 1}));
+    }
+  }
+  EXPECT_GE(nearest, kClearance * 0.999F);
+  EXPECT_LT(nearest, 2 * kClearance);
+}
+
 }  // namespace

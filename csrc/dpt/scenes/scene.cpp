@@ -5,6 +5,8 @@
 #include "dpt/scenes/scene.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numbers>
 
 namespace dpt::scenes {
@@ -369,10 +371,22 @@ void make_street(Scene& scene, Random& random) {
   scene.lights.push_back({normalized(sun), true, lamp_color(random, random.uniform(0.3F, 1.2F))});
 }
 
-}  // namespace
+// From the camera to the nearest object, at least: to the boxes that they fit in.
+float clearance(const Scene& scene) {
+  float least = std::numeric_limits<float>::infinity();
+  for (const Object& object : scene.objects) {
+    const Vec at = transposed(object.axes, scene.camera - object.centre);
+    const Vec outside{std::fabs(at.x) - object.size.x, std::fabs(at.y) - object.size.y,
+                      std::fabs(at.z) - object.size.z};
+    const float inner = std::max({outside.x, outside.y, outside.z});
+    const Vec beyond{std::fmax(outside.x, 0.0F), std::fmax(outside.y, 0.0F),
+                     std::fmax(outside.z, 0.0F)};
+    least = std::fmin(least, object.shape == Shape::kRoom ? -inner : length(beyond));
+  }
+  return least;
+}
 
-Scene make_scene(uint64_t seed) {
-  Random random(seed);
+Scene any_scene(Random& random) {
   Scene scene;
   const float kind = random.uniform();
   if (kind < 0.55F) {
@@ -386,6 +400,15 @@ Scene make_scene(uint64_t seed) {
   scene.focal = 0.5F / std::tan(degrees(random.uniform(38, 85)) / 2);
   scene.exposure = random.uniform(0.7F, 1.5F);
   scene.noise = random.chance(0.7F) ? random.uniform(0, 0.04F) : 0;
+  return scene;
+}
+
+}  // namespace
+
+Scene make_scene(uint64_t seed) {
+  Random random(seed);
+  Scene scene = any_scene(random);
+  while (clearance(scene) < kClearance) scene = any_scene(random);
   return scene;
 }
 

@@ -109,6 +109,10 @@ struct Scene {
   float exposure = 1, noise = 0;
 };
 
+// Metres around the camera without any object: cameras do not focus, and sensors do not measure, on
+// what is nearer.
+constexpr float kClearance = 0.25F;
+
 DPT_API Scene make_scene(uint64_t seed);
 
 // Rays go through the centres of pixels. All arrays are dense: image [H, W, 3]; depth [H, W] along
