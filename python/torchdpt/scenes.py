@@ -35,6 +35,8 @@ class RenderedScene(NamedTuple):
 def render(seed: int, height: int, width: int) -> RenderedScene:
     """A room, a table top or a street of boxes, balls, cylinders and furniture, with textures, lamps and shadows.
 
+    Nothing is within 25 cm of the camera.
+
     Args:
         seed: The scene, from -2^63 to 2^63 - 1. Scenes of a seed are the same at any size, but for the noise of the
             camera.
