@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def _decompositions() -> dict[Any, Any]:
 
 
 @contextlib.contextmanager
-def _without_word_of_torchvision() -> Iterator[None]:
-    """torch.onnx warns that torchvision is not installed, which nothing here needs."""
+def _quietly() -> Iterator[None]:
+    """torch.onnx warns that torchvision is not installed, which nothing here needs, and of how torch uses itself."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
 
     def keep(record: logging.LogRecord) -> bool:
@@ -47,7 +48,9 @@ def _without_word_of_torchvision() -> Iterator[None]:
 
     log.addFilter(keep)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            yield
     finally:
         log.removeFilter(keep)
 
@@ -107,7 +110,7 @@ def export(
     if dynamic:
         rows, columns = (multiple * torch.export.Dim(name, min=smallest // multiple) for name in ("rows", "columns"))
         shapes = {"images": {0: torch.export.Dim("batch"), 2: rows, 3: columns}}
-    with torch.no_grad(), model._eval_mode():
+    with torch.no_grad(), model._eval_mode(), _quietly():
         program = torch.export.export(_Named(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
         program = program.run_decompositions(_decompositions())
 
@@ -120,7 +123,7 @@ def export(
             temporary.write_bytes(buffer.getbuffer())
         else:
             names = program.call_spec.out_spec.context  # the keys of the dict that _Named returns
-            with _without_word_of_torchvision():
+            with _quietly():
                 onnx = torch.onnx.export(
                     program, dynamo=True, input_names=["images"], output_names=names, verbose=False
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -42,6 +43,11 @@ def processes(device: str) -> Iterator[None]:
     gpu = device_of(device).type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of weights of 1x1 convolutions, whose gradients come with channels last: the same memory.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            # Its successor is not in all versions of torch that are supported.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            yield
     finally:
         dist.destroy_process_group()
