@@ -116,11 +116,16 @@ struct Amplification {
   double taps[6][3] = {}, in[6][6] = {}, out[4][6] = {};
 };
 
+template <class Map>
+double pixel(const Map& map, int64_t b, int64_t y, int64_t x, int64_t channel) {
+  if (y < 0 || y >= map.height || x < 0 || x >= map.width) return 0;
+  return map
+      .in[b * map.in_strides.image + y * map.in_strides.row + x * map.in_strides.pixel + channel];
+}
+
 double loaded(const Winograd& w, int64_t b, int64_t y, int64_t x, int64_t channel) {
-  if (y < 0 || y >= w.height || x < 0 || x >= w.width) return 0;
-  const float value =
-      w.in[b * w.in_strides.image + y * w.in_strides.row + x * w.in_strides.pixel + channel];
-  return w.load_relu ? std::max(value, 0.0f) : value;
+  const double value = pixel(w, b, y, x, channel);
+  return w.load_relu ? std::max(value, 0.0) : value;
 }
 
 // Of all outputs of the tile at (b, y, x) and one column, [4, 4].
@@ -313,18 +318,6 @@ INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimeWinograd, ::testing::ValuesIn(supporte
 
 // --- the gradient of the weights ---
 
-struct GradientProblem {
-  int64_t batch = 1, height = 1, width = 1, channels = 1, n = 1;
-  int64_t gap = 0;              // as of Problem
-  int64_t tiles_at_a_time = 0;  // 0: all
-};
-
-double pixel(const WinogradPoints& map, int64_t b, int64_t y, int64_t x, int64_t channel) {
-  if (y < 0 || y >= map.height || x < 0 || x >= map.width) return 0;
-  return map
-      .in[b * map.in_strides.image + y * map.in_strides.row + x * map.in_strides.pixel + channel];
-}
-
 // [n, channels, 3, 3]. Roundings are those of the transforms, 24 and 24 and, of the sums of all
 // tiles, one.
 std::vector<Expected> reference(const WinogradPoints& input, const WinogradPoints& gradient) {
@@ -385,19 +378,18 @@ std::vector<Expected> reference(const WinogradPoints& input, const WinogradPoint
 
 class RuntimeWinogradGradient : public ::testing::TestWithParam<Isa> {
  protected:
-  void check(const GradientProblem& p) {
+  void check(const Problem& p, int64_t tiles_at_a_time = 0) {  // 0: all
     const Kernels& k = kernels(GetParam());
     std::mt19937 random(3);
     const int64_t tiles = p.batch * ((p.height + 3) / 4) * ((p.width + 3) / 4);
-    const int64_t most = p.tiles_at_a_time == 0 ? tiles : p.tiles_at_a_time;
+    const int64_t most = tiles_at_a_time == 0 ? tiles : tiles_at_a_time;
     const auto make_map = [&](int64_t channels, std::vector<float>& values, bool of_gradient) {
       WinogradPoints map{.batch = p.batch,
                          .height = p.height,
                          .width = p.width,
                          .channels = channels,
                          .of_gradient = of_gradient};
-      map.in_strides =
-          strides({.batch = p.batch, .height = p.height, .width = p.width, .gap = p.gap}, channels);
+      map.in_strides = strides(p, channels);
       values = normal_floats(random, p.batch * map.in_strides.image - 3 * p.gap);
       map.in = values.data();
       return map;
@@ -469,7 +461,7 @@ TEST_P(RuntimeWinogradGradient, ChannelsOfAllSizes) {
 
 TEST_P(RuntimeWinogradGradient, SomeTilesAtATime) {
   for (const int64_t tiles : {1, 5, 8}) {
-    check({.batch = 3, .height = 7, .width = 13, .channels = 17, .n = 3, .tiles_at_a_time = tiles});
+    check({.batch = 3, .height = 7, .width = 13, .channels = 17, .n = 3}, tiles);
   }
 }
 

@@ -46,7 +46,7 @@ def test_a_folder_of_that_name_is_another_model(tmp_path: Path, monkeypatch: pyt
 def test_depth_of_scenes_that_it_has_not_seen(demo: torchdpt.DPTModel) -> None:
     scenes = data.SceneDataset(256, first=bench_accuracy.FIRST_SCENE)  # a part of those that are recorded
     found = evaluate_dataset(demo, scenes, protocols.get("scenes"))
-    # The mean of so few is that of the worst ones.
+    assert found.metrics["abs_rel"] < 0.15
     assert np.median([image["abs_rel"] for image in found.per_image]) < 0.14
     assert found.metrics["delta1"] > 0.78
 

@@ -1,8 +1,6 @@
 // csrc/dpt/ops/winograd.cpp -- gradients of 3x3 convolutions by the kernels of the CPU runtime.
 #include "dpt/ops/winograd.h"
 
-#include <algorithm>
-
 #include "dpt/ops/runtime.h"
 
 namespace dpt {

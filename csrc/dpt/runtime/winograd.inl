@@ -223,12 +223,12 @@ size_t scratch(const Winograd& w) {
 // `zeros` [channels] are read for pixels outside.
 void transform_tile_in(const Winograd& w, const TilePlan& p, const TilePlace& tile,
                        const float* zeros, float* left) {
-  const auto place = [&](int64_t channel) {
+  const auto to = [&](int64_t channel) {
     const int64_t part = channel / p.parts.depth;
     return left + part * kPoints * kPointWords + channel - part * p.parts.depth;
   };
   const auto read = [&](Vec x) { return w.load_relu ? relu(x) : x; };
-  transform_tile<6>(w, {tile.image, tile.y - 1, tile.x - 1}, zeros, read, transform_in, place,
+  transform_tile<6>(w, {tile.image, tile.y - 1, tile.x - 1}, zeros, read, transform_in, to,
                     kPointWords);
 }
 
