@@ -1,6 +1,7 @@
 """Frozen models against runtimes for the same network on the CPU, in one run, interleaved.
 
     python benchmarks/bench_cpu.py [--model dpt_base] [--size 384] [--batch 1] [--dtype float32] [--repetitions 15]
+    python benchmarks/bench_cpu.py --without-amx ...
     python benchmarks/bench_cpu.py --curves [--model dpt_base] [--repetitions 5]
 
 Weights are random and the same for all. The peers: transformers eager; torch.compile with freezing and max-autotune;
@@ -12,6 +13,9 @@ images that are timed); zentorch. Those that are not installed are left out; zen
 any time. `ready_s` is what it takes to freeze the model, to make a session of a file, or to compile; `first_call_ms` is
 the call after that (torch.compile compiles in it). `fraction_of_peak`, of ours: floating-point operations of the
 products that are executed, Winograd's as it executes them, over the time and the fastest products of this run.
+
+`--without-amx`: on a processor with AMX all are measured as if it had none. That is no measurement of AMD's processors,
+where instructions for bfloat16 do twice as many products as those for float32; on Intel's they do half.
 
 Reported, and not counted as peers: `--rewritten` gives ONNX Runtime and OpenVINO our rewritten network, `--without`
 leaves out one rewrite of ours at a time; `ours, unfrozen` is the network as it trains. `--curves` measures ours, ONNX
@@ -28,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleave, record
+from measure import interleave, record, refuse_tiles
 from peers import PRESETS, Case, Peer, model_of, onnx_file, peers, runtimes
 from rewritten import Rewritten, executed_flop
 from torch import Tensor
@@ -166,10 +170,13 @@ parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--warm-up", type=int, default=2)
 parser.add_argument("--repetitions", type=int, default=15)
 parser.add_argument("--peers", help="default: all; with --curves onnxruntime,openvino")
+parser.add_argument("--without-amx", action="store_true")
 parser.add_argument("--rewritten", action="store_true", help="peers given our rewritten network, too")
 parser.add_argument("--without", action="store_true", help="ours without each rewrite, too")
 parser.add_argument("--curves", action="store_true", help="batches, sizes, and 1 to --threads threads")
 args = parser.parse_args()
+if args.without_amx:
+    refuse_tiles()
 every = "transformers,compile,autotune,aoti,onnxruntime,openvino,zentorch"
 args.peers = args.peers or ("onnxruntime,openvino" if args.curves else every)
 settings = {"model": args.model, "dtype": args.dtype, "repetitions": args.repetitions}
@@ -184,4 +191,5 @@ else:
     torch.set_num_threads(args.threads)
     (rows,) = measure(args.batch, args.size, args, [args.threads])
     name = f"cpu_{args.model}_{args.size}_b{args.batch}_{args.dtype}_t{args.threads}"
+    name += "_without_amx" * args.without_amx
     record(name, rows, size=args.size, batch=args.batch, **settings)

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -48,6 +49,31 @@ def interleave(
     return result
 
 
+def refuse_tiles() -> None:
+    """From now on Linux does not lend this process the tiles of AMX, which every runtime has to ask for.
+
+    So a processor with AMX is measured as if it had none. By a filter of system calls (seccomp) that answers
+    arch_prctl(ARCH_REQ_XCOMP_PERM) with EPERM.
+    """
+    number, first_argument = 0, 16  # places of the call's number and argument
+    load, equal, end = 0x20, 0x15, 0x06
+    arch_prctl, request, refused, allowed = 158, 0x1023, 0x00050001, 0x7FFF0000
+    program = [
+        (load, 0, 0, number),
+        (equal, 0, 3, arch_prctl),
+        (load, 0, 0, first_argument),
+        (equal, 0, 1, request),
+        (end, 0, 0, refused),
+        (end, 0, 0, allowed),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    address = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+    no_new_privileges, set_filter = 38, (22, 2)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(*set_filter, address, 0, 0):
+        raise OSError(ctypes.get_errno(), "Linux takes no filter of system calls here")
+
+
 def memory_of(run: Callable[[], Any]) -> tuple[float, float]:
     """MiB that this process held before, and at the most while it ran. Run it once before: that loads and compiles."""
     ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs have freed
@@ -84,6 +110,7 @@ def environment() -> dict[str, Any]:
         "commit": commit or "unknown",
         "cpu": cpu,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._init_amx(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -40,7 +40,7 @@ def milliseconds(row: Record) -> str:
 
 def summary(found: list[Record]) -> str:
     """One row for each record: ours and the fastest peer."""
-    head = ["network", "products", "size", "batch", "threads", "ours, ms", "fastest peer, ms", "ratio", "error"]
+    head = ["network", "products", "AMX", "size", "batch", "threads", "ours, ms", "fastest peer, ms", "ratio", "error"]
     rows = [[*head, "of the peak"]]
     for record in found:
         own = next(row for row in record["rows"] if row["case"] == "ours")
@@ -51,7 +51,9 @@ def summary(found: list[Record]) -> str:
         share = own.get("fraction_of_peak")
         rows.append(
             [
-                *(str(record[name]) for name in ("model", "dtype", "size", "batch", "threads")),
+                *(str(record[name]) for name in ("model", "dtype")),
+                {True: "yes", False: "no", None: ""}[record.get("amx")],
+                *(str(record[name]) for name in ("size", "batch", "threads")),
                 milliseconds(own),
                 f"{peer['case']} {milliseconds(peer)}",
                 f"{peer['median_ms'] / own['median_ms']:.2f}",
@@ -97,7 +99,9 @@ def text() -> str:
     parts = [
         "Medians and quartiles of one run, in which all take turns; `ratio` is the fastest peer's time over ours,\n"
         "`error` the largest difference to float64 over the range of the map, `of the peak` the rate of the executed\n"
-        f"products over that of the fastest ones measured beside them. Measured on: {'; '.join(where)}.\n",
+        "products over that of the fastest ones measured beside them. Without AMX: the system did not lend it, which is\n"
+        "no measurement of AMD's processors (`benchmarks/bench_cpu.py --help` says why). Measured on: "
+        f"{'; '.join(where)}.\n",
         summary(found),
         *(every_case(record) for record in found if any("without" in row["case"] for row in record["rows"])),
     ]

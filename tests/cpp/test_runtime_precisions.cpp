@@ -160,8 +160,8 @@ TEST_P(RuntimePrecision, BFloat16RoundsHalfToEven) {
 }
 
 TEST_P(RuntimePrecision, Int8IsExactWhereNothingIsRounded) {
-  // Integers, with 127 in each row and each column of weights: the steps are 1. No sum reaches
-  // 2^24.
+  // Integers, with 127 in each column of weights, and 254 from the least value of a row (or 0) to
+  // the greatest: the steps are 1. No sum reaches 2^24.
   for (const Problem& p : problems()) {
     if (p.window) continue;
     SCOPED_TRACE(to_string(p));
@@ -172,7 +172,17 @@ TEST_P(RuntimePrecision, Int8IsExactWhereNothingIsRounded) {
     for (float& v : d.weights) v = static_cast<float>(small(random));
     for (float& v : d.bias) v = static_cast<float>(small(random));
     for (int64_t row = 0; row < p.width; ++row) {
-      d.in[row * p.run + static_cast<int64_t>(random() % p.run)] = row % 2 == 0 ? 127 : -127;
+      float* const first = d.in.data() + row * p.run;
+      const auto place = static_cast<int64_t>(random() % p.run);
+      if (p.run > 1 && row % 3 == 0) {  // of both signs
+        const int most = 10 + static_cast<int>(random() % 235);
+        first[place] = static_cast<float>(most);
+        first[(place + 1) % p.run] = static_cast<float>(most - 254);
+      } else {
+        const float sign = row % 3 == 1 ? 1 : -1;
+        for (int64_t i = 0; i < p.run; ++i) first[i] = sign * std::abs(first[i]);
+        first[place] = sign * 254;
+      }
     }
     for (int64_t column = 0; column < p.n; ++column) {
       const int64_t at = column * p.run + static_cast<int64_t>(random() % p.run);
@@ -210,7 +220,8 @@ TEST_P(RuntimePrecision, Int8ErrorIsThatOfHalfSteps) {
     };
     for (size_t row = 0, at = 0; row < rows.size(); ++row) {
       // A little more than half a step: the quotients are rounded, too.
-      const double half = 0.5001 * largest(rows[row].begin(), rows[row].end()) / 127;
+      const auto [least, most] = std::ranges::minmax(rows[row]);
+      const double half = 0.5001 * (std::max(most, 0.0) - std::min(least, 0.0)) / 254;
       for (int64_t column = 0; column < p.n; ++column, ++at) {
         const float* w = d.weights.data() + column * k;
         const double half_weight = 0.5001 * largest(w, w + k) / 127;
@@ -236,6 +247,26 @@ TEST_P(RuntimePrecision, Int8OfZerosIsZero) {
   run(d);
   for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(d.out[5 + i], d.bias[i]);
   for (int64_t i = 0; i < 9; ++i) EXPECT_EQ(d.out[5 * i + 2], d.bias[2]);
+}
+
+TEST_P(RuntimePrecision, Int8OfNumbersThatAreNotFiniteIsNaN) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::mt19937 random(5);
+  Data d({.width = 9, .run = 40, .n = 5}, Precision::kInt8, random);
+  run(d);
+  const std::vector<float> before = d.out;
+  d.in[3 * 40 + 7] = std::numeric_limits<float>::quiet_NaN();
+  d.in[5 * 40 + 39] = kInfinity;
+  d.in[6 * 40] = -kInfinity;
+  run(d);
+  for (int64_t i = 0; i < 45; ++i) {
+    const int64_t row = i / 5;
+    if (row == 3 || row == 5 || row == 6) {
+      EXPECT_TRUE(std::isnan(d.out[i])) << "row " << row;
+    } else {
+      EXPECT_EQ(d.out[i], before[i]) << "row " << row;
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryIsa, RuntimePrecision, ::testing::ValuesIn(supported()),

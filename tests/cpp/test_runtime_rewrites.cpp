@@ -2,6 +2,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <set>
+#include <string>
+
 #include "dpt/runtime/rewrites.h"
 #include "runtime_networks.h"
 
@@ -221,6 +224,20 @@ TEST(Rewrites, TakeAwayWhatTheySay) {
   EXPECT_EQ(taps, 36);  // 2.25 in the mean, instead of 9 and the transposed convolution
   EXPECT_FALSE(network.levels[2].project.has_value());  // 48 channels between 32 and 16
   EXPECT_EQ(network.depth->conv1.weight.scalar_type(), at::kFloat);
+}
+
+TEST(Rewrites, EveryKernelBelongsToAProductThatIsVisited) {
+  for (const dpt::Config& config : runtime_test::family()) {
+    runtime::Network network = runtime::rewrite(runtime_test::random_model(config, at::kFloat));
+    std::set<std::string> products, kernels;
+    runtime::for_each_product(network, [&](const std::string& name, runtime::Product& product) {
+      if (product.defined()) products.insert(name + ".weight");
+    });
+    runtime::for_each_tensor(network, [&](const std::string& name, Tensor& tensor) {
+      if (tensor.defined() && tensor.dim() == 4) kernels.insert(name);
+    });
+    EXPECT_EQ(products, kernels);
+  }
 }
 
 TEST(Rewrites, OneTapOfAConvolutionIsAProjection) {

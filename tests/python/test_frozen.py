@@ -212,7 +212,7 @@ def test_instruction_sets_agree() -> None:
         "print(output.depth.double().flatten()[::37].tolist())"
     )
     results = []
-    for isa in ("baseline", "avx2", "avx512", "amx"):
+    for isa in ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"):
         found = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,

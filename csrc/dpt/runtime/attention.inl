@@ -234,14 +234,13 @@ struct Method {
   void (*attend[kVectors])(const Tile&);  // one to kVectors vectors of queries
 };
 
-inline Method method_of(Precision precision) {
+template <bool pairs>
+Method method_of(Precision precision) {
   if (precision != Precision::kBFloat16) {
     return {false, false, {attend<Float32, 1>, attend<Float32, 2>, attend<Float32, 3>}};
   }
 #if defined(__AVX512F__)
-  if (__builtin_cpu_supports("avx512bf16")) {
-    return {true, true, {attend_pairs<1>, attend_pairs<2>, attend_pairs<3>}};
-  }
+  if constexpr (pairs) return {true, true, {attend_pairs<1>, attend_pairs<2>, attend_pairs<3>}};
 #endif
   return {true, false, {attend<Rounded, 1>, attend<Rounded, 2>, attend<Rounded, 3>}};
 }
@@ -435,10 +434,12 @@ size_t scratch(const Attention& work) {
   return attention::Buffers(attention::Plan(work), nullptr).memory.count * sizeof(float);
 }
 
-void run(const Attention& work, int64_t begin, int64_t end, void* scratch) {
+// `pairs`: with instructions for bfloat16.
+template <bool pairs>
+void run_attention(const Attention& work, int64_t begin, int64_t end, void* scratch) {
   if (begin == end) return;
   const attention::Plan plan(work);
-  const attention::Method method = attention::method_of(work.precision);
+  const attention::Method method = attention::method_of<pairs>(work.precision);
   const attention::Buffers at(plan, static_cast<float*>(scratch));
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {

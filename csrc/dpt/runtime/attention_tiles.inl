@@ -167,7 +167,8 @@ size_t scratch(const Attention& work) {
 }
 
 void run(const Attention& work, int64_t begin, int64_t end, void* scratch) {
-  if (work.precision != Precision::kBFloat16) return DPT_ISA::run(work, begin, end, scratch);
+  if (work.precision != Precision::kBFloat16)
+    return run_attention<false>(work, begin, end, scratch);
   if (begin == end) return;
   const Tiles configured;
   const Buffers at(work, static_cast<Word*>(scratch));

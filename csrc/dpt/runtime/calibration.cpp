@@ -66,10 +66,9 @@ std::vector<std::string> pack_calibrated(Network& network, const Kernels& kernel
   for_each_product(network, [&](const std::string& name, Product& product) {
     if (!product.defined()) return;
     const PackedProduct& packed = *product.packed;
-    const bool larger = kernels.beside_int8 == Precision::kBFloat16;  // kernels than 1x1, too
+    const size_t taps = packed.winograd ? 9 : packed.taps.size();  // of an image's planes 0
     const bool may_be_int8 =
-        product.groups == 1 &&
-        (packed.taps.size() == 1 || (larger && (packed.winograd || packed.taps.size() > 1)));
+        product.groups == 1 && (taps == 1 || (taps > 1 && kernels.int8_beats_winograd));
     if (may_be_int8) layers.push_back({.name = name, .product = &product});
     if (kernels.beside_int8 == product.precision) return;
     product.precision = kernels.beside_int8;

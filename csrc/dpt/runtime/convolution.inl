@@ -69,11 +69,24 @@ void find_outputs(const Convolution& c, int64_t first, int64_t count, Output* ou
 }
 
 // Writes the sums of `rows` pixels and of the columns from `column` on.
-template <Activation activation>
-void finish(const Convolution& c, const Output* outputs, int64_t rows, int64_t column,
-            const float* tile) {
-  const auto write = [&](const Output& to, const float* sums, int64_t at, auto read, auto write) {
-    Vec x = load(sums);
+template <Activation activation, Precision precision>
+void finish(const Convolution& c, const Row* pixels, const Output* outputs, int64_t rows,
+            int64_t column, const Word* tile) {
+  [[maybe_unused]] const int64_t padded = round_up(c.weights.n, kWidth);
+  [[maybe_unused]] const Word* const scales =
+      static_cast<const Word*>(c.weights.data) + cut(precision, c.weights.k).words * padded;
+  const auto sum_of = [&]([[maybe_unused]] int64_t row, const Word* sums,
+                          [[maybe_unused]] int64_t at) {
+    if constexpr (precision == Precision::kInt8) {
+      const IntVec total = load_words(sums) - load_words(scales + padded + at) * pixels[row].zero;
+      return __builtin_convertvector(total, Vec) * (load_floats(scales + at) * pixels[row].scale);
+    } else {
+      return load_floats(sums);
+    }
+  };
+  const auto write = [&](int64_t row, const Word* sums, int64_t at, auto read, auto write) {
+    const Output& to = outputs[row];
+    Vec x = sum_of(row, sums, at);
     if (c.bias != nullptr) x += read(c.bias + at);
     if (to.border != nullptr) x += read(to.border + at);
     x = activate<activation>(x);
@@ -87,8 +100,7 @@ void finish(const Convolution& c, const Output* outputs, int64_t rows, int64_t c
     for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        write(outputs[r], tile + r * kColumns + v * kWidth, column + v * kWidth, read_all,
-              write_all);
+        write(r, tile + r * kColumns + v * kWidth, column + v * kWidth, read_all, write_all);
       }
     }
     return;
@@ -98,47 +110,31 @@ void finish(const Convolution& c, const Output* outputs, int64_t rows, int64_t c
     const auto read_some = [lanes](const float* p) { return load_first(p, lanes); };
     const auto write_some = [lanes](float* p, Vec x) { store_first(p, x, lanes); };
     for (int64_t r = 0; r < rows; ++r) {
-      const float* sums = tile + r * kColumns + at;
+      const Word* sums = tile + r * kColumns + at;
       if (lanes == kWidth) {
-        write(outputs[r], sums, column + at, read_all, write_all);
+        write(r, sums, column + at, read_all, write_all);
       } else {
-        write(outputs[r], sums, column + at, read_some, write_some);
+        write(r, sums, column + at, read_some, write_some);
       }
     }
   }
 }
 
-// Sums of int8 products to floats, in place.
-template <class Product>
-void scale_tile(const PackedMatrix& w, const Row* pixels, int64_t rows, int64_t column,
-                Word* tile) {
-  if constexpr (Product::kPrecision == Precision::kInt8) {
-    const int64_t padded = round_up(w.n, kWidth), columns = at_most(padded - column, kColumns);
-    const Word* scales =
-        static_cast<const Word*>(w.data) + cut(Precision::kInt8, w.k).words * padded + column;
-    const Word* sums = scales + padded;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < columns; i += kWidth) {
-        Word* at = tile + r * kColumns + i;
-        const IntVec total = load_words(at) - load_words(sums + i) * Product::kZero;
-        const Vec scale = load_floats(scales + i) * pixels[r].scale;
-        store_words(at, reinterpret_cast<IntVec>(__builtin_convertvector(total, Vec) * scale));
-      }
-    }
-  }
-}
+using Finish = void (*)(const Convolution&, const Row*, const Output*, int64_t rows, int64_t column,
+                        const Word* tile);
 
-using Finish = void (*)(const Convolution&, const Output*, int64_t rows, int64_t column,
-                        const float* tile);
-
+// Sums are floats, but those of int8 integers.
+template <Precision precision>
 Finish choose_finish(Activation activation) {
+  constexpr Precision kSums =
+      precision == Precision::kInt8 ? Precision::kInt8 : Precision::kFloat32;
   switch (activation) {
     case Activation::kRelu:
-      return finish<Activation::kRelu>;
+      return finish<Activation::kRelu, kSums>;
     case Activation::kGelu:
-      return finish<Activation::kGelu>;
+      return finish<Activation::kGelu, kSums>;
     default:
-      return finish<Activation::kNone>;
+      return finish<Activation::kNone, kSums>;
   }
 }
 
@@ -154,9 +150,9 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
   find_rows(c, first, count, rows);
   find_outputs(c, first, count, outputs);
   const Gather gather_row = choose_gather(c.load);
-  const Finish finish_tile = choose_finish(c.activation);
+  const Finish finish_tile = choose_finish<Product::kPrecision>(c.activation);
   if constexpr (Product::kPrecision == Precision::kInt8) {
-    for (int64_t i = 0; i < count; ++i) find_scale(gather_row, c, segments, rows[i]);
+    for (int64_t i = 0; i < count; ++i) find_range(gather_row, c, segments, rows[i]);
   }
   const auto pack = [&](int64_t begin, int64_t words, Word* to) {
     const int64_t element = begin * Product::kElements;
@@ -169,8 +165,7 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
   const auto finish = [&](int64_t row, int64_t num_rows, int64_t column, int64_t panels, Word* sums,
                           int64_t next) {
     for (int64_t j = 0; j < panels; ++j, column += kColumns, sums += next) {
-      scale_tile<Product>(c.weights, rows + row, num_rows, column, sums);
-      finish_tile(c, outputs + row, num_rows, column, reinterpret_cast<const float*>(sums));
+      finish_tile(c, rows + row, outputs + row, num_rows, column, sums);
     }
   };
   multiply_block<Product>(p, count, static_cast<const Word*>(c.weights.data), left, tiles, pack,
@@ -197,46 +192,42 @@ void run_blocks(const Convolution& c, int64_t begin, int64_t end, void* scratch)
 
 // --- the kernel ---
 
-// Calls `use` with the product of this precision that the processor has.
-template <bool tiles, class Use>
+// Calls `use` with the product of this precision and instruction set.
+template <Isa isa, class Use>
 auto with_product(Precision precision, const Use& use) {
-  switch (precision) {
-    case Precision::kBFloat16:
+  if (precision == Precision::kFloat32) return use(FloatProduct{});
+  const bool is_int8 = precision == Precision::kInt8;
 #if defined(__AVX512F__)
-      if constexpr (tiles) return use(TiledBFloat16Product{});
-      if (__builtin_cpu_supports("avx512bf16")) return use(NativeBFloat16Product{});
-#endif
-      return use(BFloat16Product{});
-    case Precision::kInt8:
-#if defined(__AVX512F__)
-      if constexpr (tiles) return use(TiledInt8Product{});
-      if (__builtin_cpu_supports("avx512vnni")) return use(NativeInt8Product{});
-#endif
-      return use(Int8Product{});
-    default:
-      return use(FloatProduct{});
+  if constexpr (isa == Isa::kAmx) {
+    return is_int8 ? use(TiledInt8Product{}) : use(TiledBFloat16Product{});
+  } else if constexpr (isa == Isa::kAvx512Bf16) {
+    return is_int8 ? use(NativeInt8Product{}) : use(NativeBFloat16Product{});
+  } else if constexpr (isa == Isa::kAvx512Vnni) {
+    return is_int8 ? use(NativeInt8Product{}) : use(BFloat16Product{});
   }
+#endif
+  return is_int8 ? use(Int8Product{}) : use(BFloat16Product{});
 }
 
-template <bool tiles>
+template <Isa isa>
 int64_t convolution_units(const Convolution& c) {
-  return with_product<tiles>(c.weights.precision, [&](auto product) {
+  return with_product<isa>(c.weights.precision, [&](auto product) {
     return divide_up(c.batch * c.out_height * c.out_width, product.kPanel);
   });
 }
 
-template <bool tiles>
+template <Isa isa>
 size_t convolution_scratch(const Convolution& c) {
-  return with_product<tiles>(c.weights.precision, [&](auto product) {
+  return with_product<isa>(c.weights.precision, [&](auto product) {
     const Plan p = plan<decltype(product)>(c.weights.k, c.weights.n);
     return static_cast<size_t>(p.left_bytes + p.tile_bytes) + c.num_taps * sizeof(Segment);
   });
 }
 
-template <bool tiles>
+template <Isa isa>
 void run_convolution(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
   if (begin >= end) return;
-  with_product<tiles>(c.weights.precision, [&](auto product) {
+  with_product<isa>(c.weights.precision, [&](auto product) {
 #if defined(__AVX512F__)
     if constexpr (product.kTiles) {
       const Tiles configured;
@@ -247,10 +238,9 @@ void run_convolution(const Convolution& c, int64_t begin, int64_t end, void* scr
   });
 }
 
-// With tiles or without.
-template <bool tiles>
-constexpr Kernel<Convolution> kConvolution{convolution_units<tiles>, convolution_scratch<tiles>,
-                                           run_convolution<tiles>};
+template <Isa isa>
+constexpr Kernel<Convolution> kConvolution{convolution_units<isa>, convolution_scratch<isa>,
+                                           run_convolution<isa>};
 
 }  // namespace
 }  // namespace dpt::runtime::DPT_ISA

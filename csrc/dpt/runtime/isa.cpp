@@ -22,6 +22,8 @@ const Kernels& table();
 }
 namespace avx512 {
 const Kernels& table();
+const Kernels& table_with_vnni();
+const Kernels& table_with_bfloat16();
 const Kernels& table_with_tiles();
 }  // namespace avx512
 
@@ -43,6 +45,14 @@ bool has_tiles() {
 #endif
 }
 
+// Slower than the one before it. Intel's processors begin a vdpbf16ps every second cycle, and four
+// multiply-additions of float32, which is twice the products.
+bool is_slow(Isa isa) { return isa == Isa::kAvx512Bf16 && __builtin_cpu_is("intel"); }
+
+}  // namespace
+#else
+namespace {
+bool is_slow(Isa) { return false; }
 }  // namespace
 #endif
 
@@ -56,8 +66,12 @@ bool is_supported(Isa isa) {
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Vnni:
+      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512Bf16:
+      return is_supported(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmx: {
-      static const bool tiles = is_supported(Isa::kAvx512) && has_tiles();
+      static const bool tiles = is_supported(Isa::kAvx512Bf16) && has_tiles();
       return tiles;
     }
 #endif
@@ -74,6 +88,10 @@ const char* to_string(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAmx:
       return "amx";
   }
@@ -84,8 +102,9 @@ Isa best_isa() {
   const char* wanted = std::getenv("DPT_ISA");
   Isa best = Isa::kBaseline;
   for (const Isa isa : kIsas) {
-    if (is_supported(isa)) best = isa;
-    if (wanted != nullptr && std::strcmp(wanted, to_string(isa)) == 0) break;
+    const bool is_wanted = wanted != nullptr && std::strcmp(wanted, to_string(isa)) == 0;
+    if (is_supported(isa) && (is_wanted || !is_slow(isa))) best = isa;
+    if (is_wanted) break;
   }
   return best;
 }
@@ -97,6 +116,10 @@ const Kernels& kernels(Isa isa) {
       return avx2::table();
     case Isa::kAvx512:
       return avx512::table();
+    case Isa::kAvx512Vnni:
+      return avx512::table_with_vnni();
+    case Isa::kAvx512Bf16:
+      return avx512::table_with_bfloat16();
     case Isa::kAmx:
       return avx512::table_with_tiles();
 #endif

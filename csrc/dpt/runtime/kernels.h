@@ -18,12 +18,14 @@ namespace dpt::runtime {
 
 // --- instruction sets ---
 
-// kAmx: AVX-512 with products of bfloat16 and int8 in tiles.
-enum class Isa { kBaseline, kAvx2, kAvx512, kAmx };
-constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+// Each has what those before it have. kAvx512: F, BW, DQ and VL; kAvx512Vnni: products of int8;
+// kAvx512Bf16: of bfloat16; kAmx: of both in tiles.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
+constexpr Isa kIsas[] = {Isa::kBaseline,   Isa::kAvx2,       Isa::kAvx512,
+                         Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx};
 
-// The best one that this processor has and this library was compiled for. The environment variable
-// DPT_ISA (baseline, avx2, avx512, amx) asks for a lesser one.
+// The fastest one that this processor has and this library was compiled for. The environment
+// variable DPT_ISA (baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx) asks for a lesser one.
 DPT_API Isa best_isa();
 DPT_API bool is_supported(Isa isa);
 DPT_API const char* to_string(Isa isa);
@@ -275,6 +277,8 @@ struct Kernel {
 
 struct Kernels {
   Isa isa;
+  // Whether int8 is faster than Winograd's algorithm for 3x3 convolutions.
+  bool int8_beats_winograd = false;
   // Of the products of an int8 network that are not int8: what is fastest.
   Precision beside_int8 = Precision::kFloat32;
 

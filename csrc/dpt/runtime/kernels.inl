@@ -23,9 +23,9 @@ constexpr Kernels kTable{
     .winograd_points = {winograd_gradient::units, winograd_gradient::scratch,
                         winograd_gradient::run},
     .winograd_taps = {winograd_gradient::units, winograd_gradient::scratch, winograd_gradient::run},
-    .convolution = kConvolution<false>,
+    .convolution = kConvolution<Isa::DPT_ISA_VALUE>,
     .winograd = {units, scratch, run},
-    .attention = {units, scratch, run},
+    .attention = {units, scratch, run_attention<false>},
     .upsample_add = {units, scratch, run},
     .upsample_gather = {units, scratch, run},
     .group_statistics = {units, scratch, run},
@@ -38,17 +38,41 @@ constexpr Kernels kTable{
 const Kernels& table() { return kTable; }
 
 #if defined(__AVX512F__)
+const Kernels& table_with_vnni() {
+  static constexpr Kernels kVnni = [] {
+    Kernels kernels = kTable;
+    kernels.isa = Isa::kAvx512Vnni;
+    kernels.int8_beats_winograd = true;
+    kernels.convolution = kConvolution<Isa::kAvx512Vnni>;
+    return kernels;
+  }();
+  return kVnni;
+}
+
+const Kernels& table_with_bfloat16() {
+  static constexpr Kernels kBFloat16 = [] {
+    Kernels kernels = kTable;
+    kernels.isa = Isa::kAvx512Bf16;
+    kernels.int8_beats_winograd = true;
+    kernels.convolution = kConvolution<Isa::kAvx512Bf16>;
+    kernels.attention.run = run_attention<true>;
+    return kernels;
+  }();
+  return kBFloat16;
+}
+
 const Kernels& table_with_tiles() {
   static constexpr Kernels kTiled = [] {
     Kernels kernels = kTable;
     kernels.isa = Isa::kAmx;
+    kernels.int8_beats_winograd = true;
     kernels.beside_int8 = Precision::kBFloat16;
     kernels.matrix_bytes = matrices::packed_bytes;
     kernels.matrix_pack = {matrices::pack_units, matrices::pack_scratch, matrices::pack};
     kernels.matrix_product = {matrices::units, matrices::scratch, matrices::run};
     kernels.attention_gradient = {attention_gradient::units, attention_gradient::scratch,
                                   attention_gradient::run};
-    kernels.convolution = kConvolution<true>;
+    kernels.convolution = kConvolution<Isa::kAmx>;
     kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run};
     return kernels;
   }();

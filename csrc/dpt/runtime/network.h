@@ -251,7 +251,7 @@ struct NetworkVisitor {
   std::string prefix;
 
   template <class Part>
-  void operator()(const char* name, Part& part) {
+  void operator()(const char* name, Part& part) const {
     if constexpr (std::is_invocable_v<F&, std::string, Part&>) {
       f(prefix + name, part);
     } else if constexpr (!std::is_same_v<Part, Tensor>) {
@@ -259,10 +259,9 @@ struct NetworkVisitor {
     }
   }
   template <class Part>
-  void operator()(const char* name, std::vector<Part>& parts) {
-    for (size_t i = 0; i < parts.size(); ++i) {
-      parts[i].visit(NetworkVisitor{f, prefix + name + "." + std::to_string(i) + "."});
-    }
+  void operator()(const char* name, std::vector<Part>& parts) const {
+    const NetworkVisitor each{f, prefix + name + "."};
+    for (size_t i = 0; i < parts.size(); ++i) each(std::to_string(i).c_str(), parts[i]);
   }
 };
 

@@ -136,7 +136,9 @@ struct Row {
   const float* pixel;   // where that is, or would be
   bool inside;          // all taps are inside of the input
   float mean, rstd;     // kLayerNorm
-  float scale;          // kInt8
+  // kInt8: x is (q - zero) * scale, q from 0 to 255
+  float scale, inverse;  // inverse: 1 / scale, or 0
+  int32_t zero;
 };
 
 // Floats next to each other that the taps of a row inside of the input read one after another.
@@ -300,22 +302,20 @@ void find_rows(const Convolution& c, int64_t first, int64_t count, Row* rows) {
 // --- words of the left factor ---
 
 using HalfVec = uint16_t __attribute__((vector_size(kWidth * sizeof(uint16_t))));
-using QuarterVec = uint8_t __attribute__((vector_size(kWidth * sizeof(uint8_t))));
 
-// x / scale rounded, half to even.
-inline IntVec quantize(Vec x, float inverse_scale) {
-  return reinterpret_cast<IntVec>(x * inverse_scale + 12582912.0f) - 0x4b400000;
-}
-
-// Lanes of `v` next to each other as the type of `Narrow`.
-template <class Narrow, class Wide>
-inline void store_narrow(Word* to, int64_t index, Wide v) {
-  const Narrow narrow = __builtin_convertvector(v, Narrow);
-  __builtin_memcpy(reinterpret_cast<char*>(to) + index * (sizeof(Narrow) / kWidth), &narrow,
-                   sizeof(narrow));
+// x / scale + zero rounded, half to even: the lower 22 bits, and ones of the exponent above them.
+inline IntVec quantize(Vec x, float inverse_scale, int32_t zero) {
+  return reinterpret_cast<IntVec>(x * inverse_scale + (12582912.0f + static_cast<float>(zero)));
 }
 
 #if defined(__AVX512F__)
+// The lowest byte of each lane.
+inline void store_bytes(Word* to, IntVec v) {
+  uint8_t bytes __attribute__((vector_size(kWidth)));
+  asm("vpmovdb %1, %0" : "=v"(bytes) : "v"(v));
+  __builtin_memcpy(to, &bytes, sizeof(bytes));
+}
+
 // Rounded by processors with AVX512-BF16, half to even; numbers below 2^-126 become zero.
 inline void store_bfloat16(Word* to, Vec x) {
   HalfVec halves;
@@ -324,12 +324,9 @@ inline void store_bfloat16(Word* to, Vec x) {
 }
 #endif
 
-// The most elements of a part of k that are not float32.
-constexpr int64_t kPartElements = 4 * kDepth / 2;
-
 // `count` elements of a row, with zeros behind them up to a whole vector, as words.
 template <class Product>
-void pack_row(const float* x, int64_t count, [[maybe_unused]] float scale, Word* to) {
+void pack_row(const float* x, int64_t count, [[maybe_unused]] const Row& row, Word* to) {
   [[maybe_unused]] const auto word = [to](int64_t i) {
     return Product::kTiles ? to + i / kTileWords * Product::kPanel * kTileWords + i % kTileWords
                            : to + i;
@@ -343,22 +340,43 @@ void pack_row(const float* x, int64_t count, [[maybe_unused]] float scale, Word*
       store_bfloat16(word(i / 2), v);
 #endif
     } else {
-      const float inverse = scale > 0 ? 1 / scale : 0;
-      const IntVec q = quantize(v, inverse) + Product::kZero;
+      const IntVec q = quantize(v, row.inverse, row.zero);
       if constexpr (Product::kParts == 1) {
-        store_narrow<QuarterVec>(word(i / 4), 0, q);
+#if defined(__AVX512F__)
+        store_bytes(word(i / 4), q);
+#endif
       } else {
         IntVec order;
         for (int lane = 0; lane < kWidth; ++lane) {
           order[lane] = lane / 4 * 4 + lane % 4 / 2 + lane % 2 * 2;
         }
-        store_narrow<HalfVec>(to, i, __builtin_shuffle(q, order));
+        const HalfVec halves = __builtin_convertvector(__builtin_shuffle(q, order), HalfVec);
+        __builtin_memcpy(to + i / 2, &halves, sizeof(halves));
       }
     }
   }
 }
 
-// The elements [begin, begin + count) of a row as words. `scale` is that of the row for int8.
+// The most elements of a part of k that are not float32.
+constexpr int64_t kPartElements = 4 * kDepth / 2;
+
+// Elements [begin, begin + count) of a row, with zeros behind them up to a whole vector: where they
+// are, or else in `values`.
+inline const float* find_elements(Gather gather_row, const Convolution& c, const Row& row,
+                                  const Segment* segments, int64_t begin, int64_t count,
+                                  float* values) {
+  if (c.load == Load::kPlain && row.inside && count % kWidth == 0) {
+    const Segment* segment = segments;
+    int64_t first = begin;  // of the segment
+    for (; first >= segment->count; ++segment) first -= segment->count;
+    if (first + count <= segment->count) return row.pixel + segment->offset + first;
+  }
+  gather_row(c, row, segments, begin, count, values);
+  store(values + count, Vec{});
+  return values;
+}
+
+// The elements [begin, begin + count) of a row as words.
 template <class Product>
 void gather_words(Gather gather_row, const Convolution& c, const Row& row, const Segment* segments,
                   int64_t begin, int64_t count, Word* to) {
@@ -366,26 +384,31 @@ void gather_words(Gather gather_row, const Convolution& c, const Row& row, const
     gather_row(c, row, segments, begin, count, reinterpret_cast<float*>(to));
   } else {
     float values[kPartElements + kWidth];
-    gather_row(c, row, segments, begin, count, values);
-    store(values + count, Vec{});
-    pack_row<Product>(values, count, row.scale, to);
+    pack_row<Product>(find_elements(gather_row, c, row, segments, begin, count, values), count, row,
+                      to);
   }
 }
 
-// The step of a row in int8: its largest absolute value is 127 steps.
-void find_scale(Gather gather_row, const Convolution& c, const Segment* segments, Row& row) {
+// The step and the zero of a row in int8: 254 steps from its least to its greatest value, 0 being
+// one of them. Where all are positive, as behind a ReLU, no step is lost. If one is not finite, the
+// step is NaN, and so is what comes of it.
+void find_range(Gather gather_row, const Convolution& c, const Segment* segments, Row& row) {
   float values[kPartElements + kWidth];
-  Vec most = {};
+  Vec most = {}, least = {}, zeros = {};
   for (int64_t begin = 0; begin < c.weights.k; begin += kPartElements) {
     const int64_t count = at_most(c.weights.k - begin, kPartElements);
-    gather_row(c, row, segments, begin, count, values);
-    store(values + count, Vec{});
+    const float* from = find_elements(gather_row, c, row, segments, begin, count, values);
     for (int64_t i = 0; i < count; i += kWidth) {
-      const Vec x = load(values + i);
-      most = max(most, max(x, -x));
+      const Vec x = load(from + i);
+      most = max(most, x);
+      least = min(least, x);
+      zeros += x * 0.0f;
     }
   }
-  row.scale = max_of(most) / 127;
+  const float below = max_of(-least);
+  row.scale = (max_of(most) + below + sum(zeros)) / 254;
+  row.inverse = row.scale > 0 ? 1 / row.scale : 0;
+  row.zero = quantize(broadcast(below), row.inverse, 0)[0] & 0xff;
 }
 
 }  // namespace

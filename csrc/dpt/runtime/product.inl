@@ -51,10 +51,11 @@ inline void store_words(Word* p, IntVec v) { *reinterpret_cast<UnalignedIntVec*>
 using FloatWord = float __attribute__((may_alias));
 
 // How words are multiplied. A word of the weights has kElements elements; the left factor has
-// kParts words for each of them, and its rows are kRowWords apart. A panel of it has kPanel rows,
-// and kBlock panels meet a panel of the weights one after another: about 100 rows, so that the
-// weights are read from outside of the L2 cache at a few bytes in 100 operations. Those with
-// kTiles, which are faster, take about 300; they are in tiles.inl.
+// kParts words for each of them, and its rows are kRowWords apart. Of int8 the left factor is from
+// 0 to 254, and what is too much, the zero of its row times the weights, is taken off the sums in
+// the end. A panel of it has kPanel rows, and kBlock panels meet a panel of the weights one after
+// another: about 100 rows, so that the weights are read from outside of the L2 cache at a few bytes
+// in 100 operations. Those with kTiles, which are faster, take about 300; they are in tiles.inl.
 struct FloatProduct {
   using Sum = Vec;
   static constexpr Precision kPrecision = Precision::kFloat32;
@@ -111,7 +112,6 @@ struct Int8Product : FloatProduct {
   static constexpr Precision kPrecision = Precision::kInt8;
   static constexpr int kElements = 4;
   static constexpr int kParts = 2;
-  static constexpr int kZero = 0;  // of the left factor
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
   static IntVec right(IntVec b, int part) {
@@ -137,14 +137,12 @@ struct NativeBFloat16Product : FloatProduct {
   }
 };
 
-// The left factor is unsigned: kZero is added to it, and its products with the weights are taken
-// off the sums in the end.
+// The left factor is unsigned.
 struct NativeInt8Product : FloatProduct {
   using Sum = IntVec;
   static constexpr Precision kPrecision = Precision::kInt8;
   static constexpr int kElements = 4;
   static constexpr int kRowWords = kDepth / 2;
-  static constexpr int kZero = 128;
 
   static IntVec left(const Word* a) { return *a - IntVec{}; }
   static IntVec right(IntVec b, int) { return b; }
