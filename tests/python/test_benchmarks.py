@@ -78,17 +78,17 @@ def test_tables_of_a_record() -> None:
     record = {"model": "dpt_base", "dtype": "float32", "size": 384, "batch": 1, "threads": 2, "amx": False}
     times = {"ours": 100, "ours without winograd": 120, "A": 150, "B": 130, "B, our rewrites": 90}
     rows = [
-        {"case": name, "median_ms": time, "quartiles_ms": [time - 1, time + 2], "error": "1.0e-06"}
+        {"case": name, "median_ms": time, "quartiles_ms": [time - 1, time + 2], "error": "1.0e-6"}
         for name, time in times.items()
     ]
     rows[0]["fraction_of_peak"] = 0.844
     expected = (
-        "| dpt_base | float32 | no | 384 | 1 | 2 | 100 (99 to 102) | B 130 (129 to 132) | 1.30 | 1.0e-06 | 84 % |"
+        "| dpt_base | float32 | no | 384 | 1 | 2 | 100 (99 to 102) | B 130 (129 to 132) | 1.30 | 1.0e-6 | 84 % |"
     )
     assert report.summary([record | {"rows": rows}]).splitlines()[2:] == [expected]
     lines = report.every_case(record | {"rows": rows}).splitlines()
     assert lines[0] == "dpt_base, float32, 384 x 384, batch 1, 2 threads:"
-    assert lines[5] == "| ours without winograd | 120 (119 to 122) | 1.20 | 1.0e-06 |  |  |"
+    assert lines[5] == "| ours without winograd | 120 (119 to 122) | 1.20 | 1.0e-6 |  |  |"
 
 
 def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
