@@ -82,9 +82,7 @@ def test_tables_of_a_record() -> None:
         for name, time in times.items()
     ]
     rows[0]["fraction_of_peak"] = 0.844
-    expected = (
-        "| dpt_base | float32 | no | 384 | 1 | 2 | 100 (99 to 102) | B 130 (129 to 132) | 1.30 | 1.0e-6 | 84 % |"
-    )
+    expected = "| dpt_base | float32 | no | 384 | 1 | 2 | 100 (99 to 102) | B 130 (129 to 132) | 1.30 | 1.0e-6 | 84 % |"
     assert report.summary([record | {"rows": rows}]).splitlines()[2:] == [expected]
     lines = report.every_case(record | {"rows": rows}).splitlines()
     assert lines[0] == "dpt_base, float32, 384 x 384, batch 1, 2 threads:"
