@@ -243,6 +243,7 @@ TEST_P(RuntimePrecision, Int8OfZerosIsZero) {
   std::mt19937 random(4);
   Data d({.width = 9, .run = 40, .n = 5}, Precision::kInt8, random);
   std::fill_n(d.in.begin() + 40, 40, 0.0f);
+  d.in[40 + 7] = 1e-40f;  // of which the step has no inverse
   std::fill_n(d.weights.begin() + 80, 40, 0.0f);
   run(d);
   for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(d.out[5 + i], d.bias[i]);

@@ -407,7 +407,7 @@ void find_range(Gather gather_row, const Convolution& c, const Segment* segments
   }
   const float below = max_of(-least);
   row.scale = (max_of(most) + below + sum(zeros)) / 254;
-  row.inverse = row.scale > 0 ? 1 / row.scale : 0;
+  row.inverse = row.scale > 1e-37f ? 1 / row.scale : 0;  // finite
   row.zero = quantize(broadcast(below), row.inverse, 0)[0] & 0xff;
 }
 
