@@ -99,8 +99,7 @@ def text() -> str:
     parts = [
         "Medians and quartiles of one run, in which all take turns; `ratio` is the fastest peer's time over ours,\n"
         "`error` the largest difference to float64 over the range of the map, `of the peak` the rate of the executed\n"
-        "products over that of the fastest ones measured beside them. Without AMX: the system did not lend it, which\n"
-        "is no measurement of AMD's processors (`benchmarks/bench_cpu.py --help` says why). Measured on: "
+        "products over that of the fastest ones measured beside them. Measured on: "
         f"{'; '.join(where)}.\n",
         summary(found),
         *(every_case(record) for record in found if any("without" in row["case"] for row in record["rows"])),
