@@ -6,16 +6,16 @@
 
 Weights are random and the same for all. The peers: transformers eager; torch.compile with freezing and max-autotune;
 AOTInductor; ONNX Runtime (float32); OpenVINO, whose precision is pinned (int8 by nncf, calibrated like ours by the
-images that are timed); zentorch. Those that are not installed are left out; zentorch optimises on processors with AVX-512
-alone, and installs by `pip install deprecated` and `pip install --no-deps zentorch==2.13.0.2`.
+images that are timed); zentorch. Those that are not installed are left out; zentorch optimises on processors with
+AVX-512 alone, and installs by `pip install deprecated` and `pip install --no-deps zentorch==2.13.0.2`.
 
 `error` is the largest difference to transformers' network in float64, over the range of its map; it is measured before
 any time. `ready_s` is what it takes to freeze the model, to make a session of a file, or to compile; `first_call_ms` is
 the call after that (torch.compile compiles in it). `fraction_of_peak`, of ours: floating-point operations of the
 products that are executed, Winograd's as it executes them, over the time and the fastest products of this run.
 
-`--without-amx`: on a processor with AMX all are measured as if it had none. That says nothing of AMD's processors, where
-instructions for bfloat16 do twice as many products as those for float32; on Intel's they do half.
+`--without-amx`: on a processor with AMX all are measured as if it had none. That says nothing of AMD's processors,
+where instructions for bfloat16 do twice as many products as those for float32; on Intel's they do half.
 
 Reported, and not counted as peers: `--rewritten` gives ONNX Runtime and OpenVINO our rewritten network, `--without`
 leaves out one rewrite of ours at a time; `ours, unfrozen` is the network as it trains. `--curves` measures ours, ONNX
