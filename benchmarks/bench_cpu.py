@@ -50,7 +50,11 @@ def map_of(config: torchdpt.DPTConfig, output: torchdpt.DPTOutput) -> Tensor:
 
 
 def ours(model: torchdpt.DPTModel, images: Tensor, dtype: torch.dtype, without: tuple[str, ...] = ()) -> Case:
-    frozen = model.freeze(dtype, without=without, calibration=images if dtype == torch.int8 else None)
+    """Frozen and loaded from its file, as it is used."""
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = images if dtype == torch.int8 else None
+        model.freeze(dtype, without=without, calibration=calibration).save(f"{folder}/ours.frozen")
+        frozen = torchdpt.FrozenModel.load(f"{folder}/ours.frozen")
     return lambda: map_of(model.config, frozen(images))
 
 

@@ -22,6 +22,14 @@ def resized(x: Tensor, size: tuple[int, int], align_corners: bool = True) -> Ten
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
+def in_rows(weight: Tensor) -> Tensor:
+    """Panels [k / 256, n / 32, 256, 32] as [n, k, 1, 1]; other tensors as they are."""
+    if weight.dim() != 4 or weight.shape[2:] != (256, 32):
+        return weight
+    rows = weight.permute(1, 3, 0, 2)
+    return rows.reshape(-1, rows.shape[2] * rows.shape[3], 1, 1)
+
+
 class Product(nn.Module):
     """A convolution whose output has ceil(H / stride) x ceil(W / stride) pixels; see csrc/dpt/runtime/network.h."""
 
@@ -94,7 +102,8 @@ class Rewritten(nn.Module):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        metadata, self.tensors = _C.read_safetensors(str(path))
+        metadata, tensors = _C.read_safetensors(str(path))
+        self.tensors = {name: in_rows(tensor) for name, tensor in tensors.items()}
         self.config = DPTConfig.from_json(metadata["config"])
         rewrites = json.loads(metadata["rewrites"])
         self.products_first: bool = rewrites["products_first"]

@@ -8,10 +8,12 @@
 
 #include "dpt/runtime/arena.h"
 #include "dpt/runtime/frozen_model.h"
+#include "dpt/runtime/packed.h"
 #include "runtime_networks.h"
 
 namespace {
 
+using namespace dpt::runtime;
 using dpt::Tensor;
 
 double error(const Tensor& got, const Tensor& want) {
@@ -55,6 +57,38 @@ TEST(FrozenModel, FileGivesTheSameBitsToManyThreads) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(equal, 24);
+}
+
+// Kernels that read panels need no copy of them; others pack their own.
+TEST(Panels, AreReadWhereTheyLie) {
+  dpt::Config config = runtime_test::small();
+  config.width = 256;
+  config.mlp_width = 512;
+  Network network = rewrite(runtime_test::random_model(config, at::kFloat));
+  const Tensor rows = network.transformer->blocks[1].fc2.weight;
+  to_panels(network);
+  for (const Isa isa : kIsas) {
+    if (!is_supported(isa)) continue;
+    Network packed = network;
+    std::atomic<size_t> not_needed = 0;
+    pack(packed, kernels(isa), [&](const Tensor&) { ++not_needed; });
+    size_t in_place = 0, products = 0;
+    for_each_product(packed, [&](const std::string& name, Product& product) {
+      if (!product.defined()) return;
+      ++products;
+      if (product.packed->weights.empty()) return;  // Winograd's
+      const bool own = product.packed->weights[0].data == product.weight.const_data_ptr();
+      EXPECT_EQ(own, product.in_panels && kernels(isa).reads_panels) << to_string(isa) << name;
+      in_place += own;
+    });
+    EXPECT_EQ(in_place, isa >= Isa::kAvx512 ? 16 : 0) << to_string(isa);
+    EXPECT_EQ(not_needed, products - in_place);
+  }
+  const Product& fc2 = network.transformer->blocks[1].fc2;
+  EXPECT_EQ(fc2.n(), 256);
+  EXPECT_EQ(fc2.channels(), 512);
+  from_panels(network);
+  EXPECT_TRUE(torch::equal(fc2.weight, rows));
 }
 
 TEST(FrozenModel, NormalisesPixels) {

@@ -16,7 +16,10 @@ from rewritten import Rewritten, executed_flop
 
 REWRITES = ("fold_project", "fold_level_project", "phases", "products_first", "winograd")
 ONE_HEAD = {name: config for name, config in FAMILY.items() if not (config.depth_head and config.num_classes)}
-NETWORKS = ONE_HEAD | {"vit, tokens added": VIT.replace(readout="add", distilled=True, metric=True, depth_shift=0.1)}
+NETWORKS = ONE_HEAD | {
+    "vit, tokens added": VIT.replace(readout="add", distilled=True, metric=True, depth_shift=0.1),
+    "vit, in panels": VIT.replace(width=256, mlp_width=512),
+}
 
 
 @pytest.mark.parametrize("without", [(), ("products_first",), REWRITES])

@@ -301,6 +301,62 @@ def test_files_without_a_rewrite_can_be_loaded(name: str, without: str, tmp_path
     assert same_bits(FrozenModel.load(tmp_path / "model.frozen")(images), frozen(images))
 
 
+def test_file_of_float32_holds_panels(tmp_path: Path) -> None:
+    """[k / 256, n / 32, 256, 32] of the blocks' linear layers, each from the start of a cache line on."""
+    model = make_model(VIT.replace(width=256, mlp_width=512))
+    files = {dtype: tmp_path / f"{dtype}.frozen" for dtype in (torch.float32, torch.bfloat16)}
+    for dtype, file in files.items():
+        model.freeze(dtype).save(file)
+    panels, rows = (load_file(file) for file in files.values())
+    assert panels.keys() == rows.keys()
+    in_panels = [name for name in panels if panels[name].shape != rows[name].shape]
+    assert len(in_panels) == 4 * VIT.depth
+    for name, tensor in panels.items():
+        if name in in_panels:
+            n, k = rows[name].shape[:2]
+            assert tensor.shape == (k // 256, n // 32, 256, 32)
+            tensor = tensor.permute(1, 3, 0, 2).reshape(n, k, 1, 1)
+        assert torch.equal(tensor, rows[name])
+    content = files[torch.float32].read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert (8 + length) % 64 == 0
+    header = json.loads(content[8 : 8 + length])
+    assert all(header[name]["data_offsets"][0] % 64 == 0 for name in in_panels)
+
+
+def test_panels_give_the_same_map_wherever_they_lie_and_on_every_instruction_set(tmp_path: Path) -> None:
+    model = make_model(VIT.replace(width=256, mlp_width=512))
+    images = torch.linspace(-1, 1, 3 * 64 * 96).view(1, 3, 64, 96)
+    frozen, file = model.freeze(), tmp_path / "model.frozen"
+    frozen.save(file)
+    assert same_bits(FrozenModel.load(file)(images), frozen(images))
+    assert error(frozen(images), exact(model, images)) < 2e-5
+    program = (
+        "import sys, torch; from torchdpt import FrozenModel\n"
+        "images = torch.linspace(-1, 1, 3 * 64 * 96).view(1, 3, 64, 96)\n"
+        "torch.save(FrozenModel.load(sys.argv[1])(images).depth, sys.argv[2])"
+    )
+    for isa in ("baseline", "avx2"):
+        environment = os.environ | {"DPT_ISA": isa, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+        subprocess.run([sys.executable, "-c", program, file, tmp_path / "depth"], check=True, env=environment)
+        assert error(DPTOutput(torch.load(tmp_path / "depth")), exact(model, images)) < 2e-5
+
+
+@pytest.mark.parametrize("spaces", [1, 8])
+def test_tensors_of_a_file_need_not_be_aligned(spaces: int, tmp_path: Path) -> None:
+    """Neither to numbers nor to cache lines, as other libraries write them."""
+    frozen, file = make_model(VIT.replace(width=256, mlp_width=512)).freeze(), tmp_path / "model.frozen"
+    frozen.save(file)
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length], content[8 + length :]
+    file.write_bytes((length + spaces).to_bytes(8, "little") + header + b" " * spaces + data)
+    loaded, images = FrozenModel.load(file), torch.randn(1, 3, 64, 96)
+    assert same_bits(loaded(images), frozen(images))
+    loaded.save(file)
+    assert file.read_bytes() == content
+
+
 def test_loading_imports_no_module(saved: Path) -> None:
     """Those that torch makes shapes without data with take seconds."""
     program = (
@@ -328,7 +384,7 @@ def change(file: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor
     ("metadata", "values", "message"),
     [
         ({"format": "another"}, {}, "is no frozen model; models are frozen and saved by freeze and save"),
-        ({"format_version": "2"}, {}, "has format_version 2, and this library reads 1; freeze the model anew"),
+        ({"format_version": "1"}, {}, "has format_version 1, and this library reads 2; freeze the model anew"),
         ({}, {"depth.dot": torch.zeros(7)}, r"tensor 'depth.dot' must be float32 \[8\], got Float \[7\]"),
         ({}, {"depth.dot": None}, r"tensor 'depth.dot' must be float32 \[8\], got none"),
         ({}, {"depth.dot": torch.zeros(8, dtype=torch.int64)}, "must be float32"),
@@ -357,10 +413,17 @@ def test_checkpoint_and_no_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_file_can_be_written_over_the_one_that_is_mapped(saved: Path) -> None:
-    before = saved.read_bytes()
+    before, images = saved.read_bytes(), torch.randn(1, 3, 64, 96)
     frozen = FrozenModel.load(saved)
     frozen.save(saved)
     assert saved.read_bytes() == before
+    want = frozen(images)
+    make_model(VIT.replace(width=256, mlp_width=512)).freeze().save(saved)
+    assert same_bits(frozen(images), want)
+    frozen = FrozenModel.load(saved)
+    want = frozen(images)
+    make_model(VIT).freeze().save(saved)
+    assert same_bits(frozen(images), want)
     saved.with_name("folder").mkdir()
     with pytest.raises(ValueError, match="folder"):
         frozen.save(saved.with_name("folder"))

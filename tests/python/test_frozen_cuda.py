@@ -260,14 +260,16 @@ def test_pixels_are_normalised_as_on_the_cpu(name: str, dtype: torch.dtype, no_t
 @pytest.mark.cuda
 def test_files_pass_between_devices(tmp_path: Path, no_tf32: None) -> None:
     images = torch.randn(1, 3, 64, 96)
-    for name in FAMILY:
-        model = make_model(FAMILY[name])
+    for config in (VIT.replace(width=256, mlp_width=512), *FAMILY.values()):  # with panels, and without
+        model = make_model(config)
         model.freeze(device="cuda").save(tmp_path / "cuda")
         model.freeze().save(tmp_path / "cpu")
         assert (tmp_path / "cuda").read_bytes() == (tmp_path / "cpu").read_bytes()
         loaded = FrozenModel.load(tmp_path / "cpu", device="cuda")
         assert loaded.device == torch.device("cuda:0")
         assert error(on_cpu(loaded(images.cuda())), FrozenModel.load(tmp_path / "cuda")(images)) < 1e-4
+        loaded.save(tmp_path / "again")
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "cpu").read_bytes()
     model.freeze(torch.float16, device="cuda").save(tmp_path / "half")
     with pytest.raises(ValueError, match="float8_e4m3fn on a CUDA device, got Half on cpu"):
         FrozenModel.load(tmp_path / "half")

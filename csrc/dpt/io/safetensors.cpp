@@ -11,7 +11,9 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <string_view>
 #include <system_error>
+#include <tuple>
 
 #include "dpt/io/atomic_file.h"
 #include "dpt/io/safetensors_header.h"
@@ -144,6 +146,7 @@ Safetensors read_safetensors(const std::string& path) {
   }
   Safetensors file;
   file.metadata = std::move(header.metadata);
+  file.mapped = {mapping->data, mapping->size};
   for (const TensorEntry& entry : header.tensors) {
     unsigned char* data = mapping->data + header.data_start + entry.begin;
     if (entry.dtype == "BOOL") {
@@ -170,12 +173,15 @@ void write_safetensors(const std::string& path,
     check_tensor(path, name, tensor);
     items.push_back({&tensor, {name, to_dtype_name(path, name, tensor), tensor.sizes().vec()}});
   }
-  // Larger items first: behind a header padded to 8 bytes, every tensor is aligned to its item
-  // size.
-  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    const size_t size_a = a.tensor->element_size(), size_b = b.tensor->element_size();
-    return size_a != size_b ? size_a > size_b : a.entry.name < b.entry.name;
-  });
+  // Behind an aligned start of the data, tensors of aligned sizes come first, and of the others
+  // those of larger items: each is aligned to its item's size.
+  const auto key = [](const Item& item) {
+    return std::tuple(item.tensor->nbytes() % kSafetensorsAlignment != 0,
+                      -static_cast<int64_t>(item.tensor->element_size()),
+                      std::string_view(item.entry.name));
+  };
+  std::sort(items.begin(), items.end(),
+            [&](const Item& a, const Item& b) { return key(a) < key(b); });
   uint64_t end = 0;
   std::vector<TensorEntry> entries;
   for (Item& item : items) {

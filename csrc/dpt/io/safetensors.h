@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@ namespace dpt {
 struct Safetensors {
   std::map<std::string, std::string> metadata;
   std::map<std::string, Tensor> tensors;  // on the CPU
+  std::span<const unsigned char> mapped;  // the file, while a tensor that lies in it lives
 };
 
 // Maps the file into memory, so nothing is copied and pages are read when first touched. Each

@@ -225,7 +225,8 @@ std::string format_safetensors_header(const std::vector<TensorEntry>& tensors,
   } catch (const json::Error& error) {
     fail(std::string("safetensors header: ") + error.what());
   }
-  text.resize((text.size() + 7) / 8 * 8, ' ');
+  constexpr size_t kTo = kSafetensorsAlignment;
+  text.resize((kLengthBytes + text.size() + kTo - 1) / kTo * kTo - kLengthBytes, ' ');
   if (text.size() > kMaxHeaderBytes) {
     fail("safetensors header: wanted a length of at most " + std::to_string(kMaxHeaderBytes) +
          " bytes, got " + std::to_string(text.size()));

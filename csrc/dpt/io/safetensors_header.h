@@ -20,6 +20,10 @@ struct TensorEntry {
   uint64_t begin = 0, end = 0;  // bytes, from the start of the data
 };
 
+// The data begins at such a multiple, bytes, when it is written here, and so do tensors of such a
+// size.
+constexpr size_t kSafetensorsAlignment = 64;
+
 struct SafetensorsHeader {
   std::vector<TensorEntry> tensors;  // sorted by begin
   std::map<std::string, std::string> metadata;
@@ -31,8 +35,8 @@ struct SafetensorsHeader {
 // std::invalid_argument that names the tensor and the numbers.
 DPT_API SafetensorsHeader parse_safetensors_header(std::span<const unsigned char> file);
 
-// The bytes of a file up to its data: length and JSON, padded so that the data begins at a multiple
-// of 8. Throws std::invalid_argument on what parse_safetensors_header would refuse.
+// The bytes of a file up to its data: length and JSON, padded so that the data is aligned.
+// Throws std::invalid_argument on what parse_safetensors_header would refuse.
 DPT_API std::string format_safetensors_header(const std::vector<TensorEntry>& tensors,
                                               const std::map<std::string, std::string>& metadata);
 

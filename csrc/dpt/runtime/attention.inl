@@ -424,6 +424,8 @@ inline void run_block(const Attention& work, const Plan& plan, const Method& met
 
 }  // namespace attention
 
+int64_t block(const Attention& work) { return attention::Plan(work).query_blocks; }
+
 int64_t units(const Attention& work) {
   if (work.tokens == 0) return 0;
   return work.batch * work.heads * attention::Plan(work).query_blocks;

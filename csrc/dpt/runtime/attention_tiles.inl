@@ -161,6 +161,10 @@ int64_t units(const Attention& work) {
   return work.batch * work.heads * panels(work);
 }
 
+int64_t block(const Attention& work) {
+  return work.precision == Precision::kBFloat16 ? panels(work) : DPT_ISA::block(work);
+}
+
 size_t scratch(const Attention& work) {
   if (work.precision != Precision::kBFloat16) return DPT_ISA::scratch(work);
   return Buffers(work, nullptr).memory.count * sizeof(Word);

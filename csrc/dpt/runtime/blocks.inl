@@ -48,6 +48,12 @@ Word* left_row(Word* part, int64_t i) {
          i % Product::kPanel * kNextRow;
 }
 
+// The first row of panel `i` of `panels`.
+template <class Product>
+inline int64_t first_row(int64_t count, int64_t panels, int64_t i) {
+  return Product::kTiles ? at_most(i * Product::kPanel, count) : count * i / panels;
+}
+
 // Parts of k, of kDepth words or less, that are packed at a time: 400 KB of the L2 cache.
 constexpr int64_t kGroup = 4;
 // Panels of the right factor after which the sums of one part of k are taken up by the next one.
@@ -106,16 +112,18 @@ inline void multiply_block(const Plan& p, int64_t count, const Word* right, Word
           const Word* next = j + 1 < p.num_panels ? panel + depth * columns : panel;
           const Word* a = left + (part - group) * Product::kBlock * kPanelWords;
           Word* tile = tiles + (j - stretch) * panels * kPanel * kColumns;
-          for (int64_t i = 0; i < panels; ++i, a += kPanelWords, tile += kPanel * kColumns) {
-            const int64_t num_rows = at_most(count - i * kPanel, kPanel);
-            multiply_panel<Product>(num_rows, columns, a, panel, depth, part > 0, tile,
+          for (int64_t i = 0; i < panels; ++i, tile += kPanel * kColumns) {
+            const int64_t row = first_row<Product>(count, panels, i);
+            multiply_panel<Product>(first_row<Product>(count, panels, i + 1) - row, columns,
+                                    a + row * Product::kRowWords, panel, depth, part > 0, tile,
                                     next + i * depth * columns / panels);
           }
         }
       }
       if (group_end < parts.count) continue;
       for (int64_t i = 0; i < panels; ++i) {
-        finish(i * kPanel, at_most(count - i * kPanel, kPanel), stretch * kColumns,
+        const int64_t row = first_row<Product>(count, panels, i);
+        finish(row, first_row<Product>(count, panels, i + 1) - row, stretch * kColumns,
                stretch_end - stretch, tiles + i * kPanel * kColumns, panels * kPanel * kColumns);
       }
     }

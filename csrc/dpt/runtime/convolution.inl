@@ -1,6 +1,6 @@
 // csrc/dpt/runtime/convolution.inl -- convolutions and linear layers as blocked matrix products.
 //
-// A unit is a panel of output pixels.
+// A unit is an output pixel, or with tiles a panel of them.
 #pragma once
 
 #include "dpt/runtime/blocks.inl"
@@ -173,6 +173,11 @@ void run_block(const Convolution& c, const Plan& p, int64_t first, int64_t count
 }
 
 template <class Product>
+constexpr int64_t pixels_of_unit() {
+  return Product::kTiles ? Product::kPanel : 1;
+}
+
+template <class Product>
 void run_blocks(const Convolution& c, int64_t begin, int64_t end, void* scratch) {
   const Plan p = plan<Product>(c.weights.k, c.weights.n);
   char* at = static_cast<char*>(scratch);
@@ -182,10 +187,11 @@ void run_blocks(const Convolution& c, int64_t begin, int64_t end, void* scratch)
   find_segments(c, segments);
 
   const int64_t pixels = c.batch * c.out_height * c.out_width;
-  const int64_t blocks = divide_up(end - begin, Product::kBlock);
+  constexpr int64_t kUnit = pixels_of_unit<Product>();
+  const int64_t blocks = divide_up(end - begin, Product::kBlock * Product::kPanel / kUnit);
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = (begin + (end - begin) * block / blocks) * Product::kPanel;
-    const int64_t last = (begin + (end - begin) * (block + 1) / blocks) * Product::kPanel;
+    const int64_t first = (begin + (end - begin) * block / blocks) * kUnit;
+    const int64_t last = (begin + (end - begin) * (block + 1) / blocks) * kUnit;
     run_block<Product>(c, p, first, at_most(last, pixels) - first, left, tiles, segments);
   }
 }
@@ -212,7 +218,14 @@ auto with_product(Precision precision, const Use& use) {
 template <Isa isa>
 int64_t convolution_units(const Convolution& c) {
   return with_product<isa>(c.weights.precision, [&](auto product) {
-    return divide_up(c.batch * c.out_height * c.out_width, product.kPanel);
+    return divide_up(c.batch * c.out_height * c.out_width, pixels_of_unit<decltype(product)>());
+  });
+}
+
+template <Isa isa>
+int64_t convolution_block(const Convolution& c) {
+  return with_product<isa>(c.weights.precision, [](auto product) {
+    return product.kTiles ? int64_t{0} : int64_t{product.kBlock * product.kPanel};
   });
 }
 
@@ -240,7 +253,7 @@ void run_convolution(const Convolution& c, int64_t begin, int64_t end, void* scr
 
 template <Isa isa>
 constexpr Kernel<Convolution> kConvolution{convolution_units<isa>, convolution_scratch<isa>,
-                                           run_convolution<isa>};
+                                           run_convolution<isa>, convolution_block<isa>};
 
 }  // namespace
 }  // namespace dpt::runtime::DPT_ISA

@@ -27,7 +27,7 @@ namespace {
 using namespace runtime;
 
 constexpr const char* kFormat = "torchdpt frozen";
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 constexpr size_t kGeometries = 8;  // sizes of images that are remembered
 
 json::Object to_json(Rewrites rewrites) {
@@ -140,10 +140,13 @@ Network skeleton(const Config& config, const Rewrites& rewrites) {
   return rewrite(model, rewrites);
 }
 
-// Pages of a mapped file that nobody needs any more; they would be read again.
-void drop_pages(const Tensor& tensor) {
+// Pages of the mapped file that are not needed now; they would be read again. Of other memory, as
+// that of a tensor which was copied since it was not aligned, the content would be lost.
+void drop_pages(const Tensor& tensor, std::span<const unsigned char> mapped) {
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const auto* data = static_cast<const unsigned char*>(tensor.const_data_ptr());
+  if (data < mapped.data() || data >= mapped.data() + mapped.size()) return;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (begin + page - 1) / page * page;
   const uintptr_t last = (begin + tensor.nbytes()) / page * page;
   if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
@@ -178,7 +181,9 @@ struct FrozenModel::State {
 
 void FrozenModel::State::make_ready(const std::function<void(const Tensor&)>& done) {
   if (options.device.is_cpu()) return pack(network, kernels, done);
-  cuda.emplace(network, options.device, options.dtype, options.mean, options.std);
+  Network rows = network;
+  from_panels(rows);
+  cuda.emplace(rows, options.device, options.dtype, options.mean, options.std);
   options.device = cuda->device();
   if (!done) return;
   for_each_tensor(network, [&](const std::string&, Tensor& tensor) {
@@ -243,6 +248,7 @@ FrozenModel::FrozenModel(const Model& model, const FreezeOptions& options) {
     return;
   }
   set_precisions(state_->network, options.dtype, {}, state_->kernels);
+  if (options.dtype == at::kFloat && options.device.is_cpu()) to_panels(state_->network);
   state_->make_ready();
 }
 
@@ -286,7 +292,9 @@ const std::map<std::string, std::string>& FrozenModel::metadata() const { return
 void FrozenModel::save(const std::string& path,
                        const std::map<std::string, std::string>& metadata) const {
   std::vector<std::pair<std::string, Tensor>> tensors;
-  for_each_tensor(state_->network, [&](const std::string& name, Tensor& tensor) {
+  Network network = state_->network;
+  if (state_->options.dtype == at::kFloat) to_panels(network);  // of a GPU they are not yet
+  for_each_tensor(network, [&](const std::string& name, Tensor& tensor) {
     if (tensor.defined()) tensors.emplace_back(name, tensor);
   });
   std::map<std::string, std::string> all = metadata;
@@ -344,6 +352,7 @@ FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device d
   }
   auto state = std::make_shared<State>(
       skeleton(Config::from_json(entry("config")), options.rewrites), options);
+  if (options.dtype == at::kFloat) to_panels(state->network);
   size_t used = 0;
   for_each_tensor(state->network, [&](const std::string& name, Tensor& tensor) {
     if (!tensor.defined()) return;
@@ -371,7 +380,7 @@ FrozenModel FrozenModel::load(const std::string& path, int threads, at::Device d
       set_precisions(state->network, options.dtype, {int8.begin(), int8.end()}, state->kernels),
       "load: '", path, "': int8 names layers that its config does not have");
   state->fallbacks = std::move(fallbacks);
-  state->make_ready(drop_pages);
+  state->make_ready([&](const Tensor& tensor) { drop_pages(tensor, file.mapped); });
   return FrozenModel(std::move(state));
 }
 

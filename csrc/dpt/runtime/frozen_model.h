@@ -60,8 +60,10 @@ class DPT_API FrozenModel {
   // mean and std, unless the caller has one with more. Written to a temporary name first.
   void save(const std::string& path, const std::map<std::string, std::string>& metadata = {}) const;
 
-  // Reads such a file, wherever it was made; tensors are packed one by one. Throws (ValueError in
-  // Python) for another file, another format_version, or tensors that do not fit the config.
+  // Reads such a file, wherever it was made. Most weights of float32 stay in it, where AVX-512
+  // reads them, and the file must not be shortened in place while the model lives; others are
+  // packed one by one. Throws (ValueError in Python) for another file, another format_version, or
+  // tensors that do not fit the config.
   static FrozenModel load(const std::string& path, int threads = 0, at::Device device = at::kCPU);
 
   // What the caller of `save` added.

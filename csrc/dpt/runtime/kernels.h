@@ -59,6 +59,11 @@ enum class Load {
 
 enum class Activation { kNone, kRelu, kGelu };  // GELU by erf
 
+// Weights [n, k] in panels, [k / kPanelDepth, n / kPanelColumns, kPanelDepth, kPanelColumns]: what
+// the kernels of AVX-512 make of float32 where these sizes divide k and n, and what a file may
+// hold.
+constexpr int64_t kPanelDepth = 256, kPanelColumns = 32;
+
 // A factor [n, k] that was packed by `Kernels::pack` of the same instruction set.
 struct PackedMatrix {
   Precision precision;
@@ -267,16 +272,19 @@ struct MaxPool {
 // --- the table ---
 
 // For each kernel `units` (how many there are), `scratch` (bytes that one call needs at `scratch`,
-// aligned to 64) and `run` of some units.
+// aligned to 64), `run` of some units, and `block`: how many units next to each other share what
+// takes time, as one reading of the weights or the packed keys of a head; 0 or null: none.
 template <class Work>
 struct Kernel {
   int64_t (*units)(const Work&);
   size_t (*scratch)(const Work&);
   void (*run)(const Work&, int64_t begin, int64_t end, void* scratch);
+  int64_t (*block)(const Work&) = nullptr;
 };
 
 struct Kernels {
   Isa isa;
+  bool reads_panels = false;  // weights in panels of float32, aligned to 64, are packed already
   // Whether int8 is faster than Winograd's algorithm for 3x3 convolutions.
   bool int8_beats_winograd = false;
   // Of the products of an int8 network that are not int8: what is fastest.

@@ -16,6 +16,7 @@ namespace {
 
 constexpr Kernels kTable{
     .isa = Isa::DPT_ISA_VALUE,
+    .reads_panels = kDepth == kPanelDepth && kColumns == kPanelColumns,
     .packed_bytes = packed_bytes,
     .pack = pack,
     .winograd_bytes = winograd_bytes,
@@ -24,8 +25,8 @@ constexpr Kernels kTable{
                         winograd_gradient::run},
     .winograd_taps = {winograd_gradient::units, winograd_gradient::scratch, winograd_gradient::run},
     .convolution = kConvolution<Isa::DPT_ISA_VALUE>,
-    .winograd = {units, scratch, run},
-    .attention = {units, scratch, run_attention<false>},
+    .winograd = {units, scratch, run, block},
+    .attention = {units, scratch, run_attention<false>, block},
     .upsample_add = {units, scratch, run},
     .upsample_gather = {units, scratch, run},
     .group_statistics = {units, scratch, run},
@@ -73,7 +74,8 @@ const Kernels& table_with_tiles() {
     kernels.attention_gradient = {attention_gradient::units, attention_gradient::scratch,
                                   attention_gradient::run};
     kernels.convolution = kConvolution<Isa::kAmx>;
-    kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run};
+    kernels.attention = {attention_tiles::units, attention_tiles::scratch, attention_tiles::run,
+                         attention_tiles::block};
     return kernels;
   }();
   return kTiled;

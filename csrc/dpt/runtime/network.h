@@ -1,5 +1,5 @@
 // csrc/dpt/runtime/network.h -- a network to predict with: the tensors of a Model after the exact
-// rewrites, of float32 or float64, not packed yet. It is what a frozen file holds.
+// rewrites, of float32 or float64. It is what a frozen file holds.
 #pragma once
 
 #include <memory>
@@ -18,16 +18,20 @@ struct PackedProduct;
 // above the input and `left` columns left of it, and as many as it takes on the other sides.
 // `border` [16, n] or undefined is a bias by where the output pixel is: number 4 * r + c, r = 1
 // where a row above the input is read plus 2 where one below it is, and c likewise of columns.
+// A linear layer's weight may be `in_panels` instead: see kernels.h.
 struct Product {
   Tensor weight{}, bias{}, border{};
   int64_t stride = 1, above = 0, left = 0, groups = 1;
+  bool in_panels = false;
   Precision precision = Precision::kFloat32;      // in which it is packed
   std::shared_ptr<const PackedProduct> packed{};  // see packed.h
   Tensor scale{};  // of a float8 weight, what each output channel is times, [n]; see evaluate.h
 
   bool defined() const { return weight.defined(); }
-  int64_t n() const { return weight.size(0); }
-  int64_t channels() const { return weight.size(1) * groups; }
+  int64_t n() const { return in_panels ? weight.size(1) * weight.size(3) : weight.size(0); }
+  int64_t channels() const {
+    return in_panels ? weight.size(0) * weight.size(2) : weight.size(1) * groups;
+  }
 
   template <class Visitor>
   void visit(Visitor&& v) {

@@ -4,9 +4,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <new>
+
+#include "dpt/runtime/rewrites.h"
 
 namespace dpt::runtime {
 
@@ -38,6 +41,27 @@ std::shared_ptr<PackedProduct> packed(const Product& product, const Kernels& ker
   packed->run = product.weight.size(1);
   for (const Tensor& group : product.weight.chunk(product.groups)) {
     add_matrix(*packed, kernels, product.precision, as_matrix(group));
+  }
+  return packed;
+}
+
+// [k / depth, n / columns, depth, columns] to [n, k].
+Tensor rows_of(const Tensor& panels) {
+  return panels.permute({1, 3, 0, 2}).reshape({panels.size(1) * panels.size(3), -1});
+}
+
+std::shared_ptr<PackedProduct> packed_panels(const Product& product, const Kernels& kernels) {
+  auto packed = std::make_shared<PackedProduct>();
+  packed->taps = {{0, 0}};
+  packed->run = product.channels();
+  const void* data = product.weight.const_data_ptr();
+  if (kernels.reads_panels && reinterpret_cast<uintptr_t>(data) % kAlignment == 0) {
+    packed->weights = {{.precision = Precision::kFloat32,
+                        .k = product.channels(),
+                        .n = product.n(),
+                        .data = data}};
+  } else {
+    add_matrix(*packed, kernels, product.precision, rows_of(product.weight));
   }
   return packed;
 }
@@ -76,6 +100,14 @@ std::shared_ptr<PackedProduct> packed_taps(const Product& product, const Kernels
   return packed;
 }
 
+template <class F>
+void for_each_block_product(Network& network, F&& f) {
+  if (!network.transformer) return;
+  for (Block& block : network.transformer->blocks) {
+    for (Product* product : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) f(*product);
+  }
+}
+
 }  // namespace
 
 Buffer::Buffer(size_t bytes) : size_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
@@ -90,6 +122,32 @@ Buffer::Buffer(size_t bytes) : size_((bytes + kAlignment - 1) / kAlignment * kAl
 }
 
 void Buffer::Free::operator()(void* data) const { std::free(data); }
+
+void to_panels(Network& network) {
+  for_each_block_product(network, [](Product& product) {
+    const int64_t n = product.n(), k = product.channels();
+    if (product.in_panels || n % kPanelColumns != 0 || k % kPanelDepth != 0) return;
+    const std::array<int64_t, 4> shape{k / kPanelDepth, n / kPanelColumns, kPanelDepth,
+                                       kPanelColumns};
+    const Tensor rows = product.weight.view({shape[1], shape[3], shape[0], shape[2]});
+    product.in_panels = true;
+    if (rows.is_meta()) {
+      product.weight = shape_of(shape, at::kFloat);
+      return;
+    }
+    const auto buffer = std::make_shared<Buffer>(n * k * sizeof(float));
+    product.weight = at::from_blob(buffer->data(), shape, [buffer](void*) {}, at::kFloat);
+    product.weight.copy_(rows.permute({2, 0, 3, 1}));
+  });
+}
+
+void from_panels(Network& network) {
+  for_each_block_product(network, [](Product& product) {
+    if (!product.in_panels) return;
+    product.weight = rows_of(product.weight).view({product.n(), product.channels(), 1, 1});
+    product.in_panels = false;
+  });
+}
 
 void pack(Network& network, const Kernels& kernels,
           const std::function<void(const Tensor&)>& done) {
@@ -135,9 +193,9 @@ void pack(Network& network, const Kernels& kernels,
     } else {
       planes(network.transformer->patch_embed);
     }
-    for (Block& block : network.transformer->blocks) {
-      for (Product* product : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) plain(*product);
-    }
+    for_each_block_product(network, [&](Product& product) {
+      pack_as(product.in_panels ? packed_panels : packed, product);
+    });
   }
   for (Level& level : network.levels) {
     for (Product* product : {&level.read, &level.read_token}) plain(*product);
@@ -168,7 +226,7 @@ void pack(Network& network, const Kernels& kernels,
     for (size_t i; (i = next++) < work.size();) {
       const auto [form, product] = work[i];
       product->packed = form(*product, kernels);
-      if (done) done(product->weight);
+      if (done && !product->packed->buffers.empty()) done(product->weight);
     }
   });
 }

@@ -33,9 +33,15 @@ struct PackedProduct {
   std::vector<Buffer> buffers;        // what they, or Winograd's weights, lie in
 };
 
+// Lays the weights of the transformer's blocks out in panels, where their sizes allow it; they are
+// most of a network. Kernels that read panels need no other memory for them than the file's, which
+// is read when it is needed and shared by all processes that mapped it.
+DPT_API void to_panels(Network& network);
+DPT_API void from_panels(Network& network);
+
 // Packs the products of a network of float32 that are not packed yet, each in its precision, on all
-// threads of torch, and tells `done`, on any of them, of each weight that was packed.
-void pack(Network& network, const Kernels& kernels,
-          const std::function<void(const Tensor&)>& done = {});
+// threads of torch, and tells `done`, on any of them, of each weight that is not needed any more.
+DPT_API void pack(Network& network, const Kernels& kernels,
+                  const std::function<void(const Tensor&)>& done = {});
 
 }  // namespace dpt::runtime

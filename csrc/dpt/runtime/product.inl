@@ -52,10 +52,12 @@ using FloatWord = float __attribute__((may_alias));
 
 // How words are multiplied. A word of the weights has kElements elements; the left factor has
 // kParts words for each of them, and its rows are kRowWords apart. Of int8 the left factor is from
-// 0 to 254, and what is too much, the zero of its row times the weights, is taken off the sums in
+// 0 to 255, and what is too much, the zero of its row times the weights, is taken off the sums in
 // the end. A panel of it has kPanel rows, and kBlock panels meet a panel of the weights one after
 // another: about 100 rows, so that the weights are read from outside of the L2 cache at a few bytes
 // in 100 operations. Those with kTiles, which are faster, take about 300; they are in tiles.inl.
+// Rows of a block are shared out evenly to its panels, so that the parts of two threads take the
+// same time; only tiles have whole panels.
 struct FloatProduct {
   using Sum = Vec;
   static constexpr Precision kPrecision = Precision::kFloat32;

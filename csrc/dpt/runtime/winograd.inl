@@ -6,6 +6,7 @@
 // maps are exact in float32.
 #pragma once
 
+#include "dpt/runtime/blocks.inl"
 #include "dpt/runtime/kernels.h"
 #include "dpt/runtime/packing.inl"
 #include "dpt/runtime/product.inl"
@@ -178,7 +179,7 @@ void transform_tile(const Map& map, const TilePlace& corner, const float* zeros,
 
 // --- blocks of tiles ---
 
-// A unit is a panel of kRows tiles. A call does so many at a time that what is between the
+// A unit is a tile. A call does so many panels of kRows at a time that what is between the
 // transforms takes half the memory of the weights: more would move it further out of the caches,
 // and fewer would read the weights more often.
 int64_t panels_at_a_time(const Winograd& w) {
@@ -212,7 +213,9 @@ TilePlan plan(const Winograd& w) {
   return p;
 }
 
-int64_t units(const Winograd& w) { return divide_up(plan(w).num_tiles, kRows); }
+int64_t units(const Winograd& w) { return plan(w).num_tiles; }
+
+int64_t block(const Winograd& w) { return panels_at_a_time(w) * kRows; }
 
 size_t scratch(const Winograd& w) {
   const TilePlan p = plan(w);
@@ -277,10 +280,15 @@ void run_tiles(const Winograd& w, const TilePlan& p, int64_t first, int64_t coun
                Word* tiles, const float* zeros) {
   const int64_t panels = divide_up(count, kRows);
   const int64_t panel_words = p.parts.count * kPoints * kPointWords;
-  for (int64_t i = 0; i < count; ++i) {
-    transform_tile_in(
-        w, p, place(p.grid, first + i), zeros,
-        reinterpret_cast<float*>(left + i / kRows * panel_words + i % kRows * kDepth));
+  const auto first_tile = [&](int64_t panel) {
+    return first_row<FloatProduct>(count, panels, panel);
+  };
+  for (int64_t i = 0; i < panels; ++i) {
+    for (int64_t tile = first_tile(i); tile < first_tile(i + 1); ++tile) {
+      transform_tile_in(
+          w, p, place(p.grid, first + tile), zeros,
+          reinterpret_cast<float*>(left + i * panel_words + (tile - first_tile(i)) * kDepth));
+    }
   }
   const Word* right = static_cast<const Word*>(w.weights);
   for (int64_t part = 0; part < p.parts.count; ++part) {
@@ -293,7 +301,7 @@ void run_tiles(const Winograd& w, const TilePlan& p, int64_t first, int64_t coun
         const Word* next = more ? right + depth * columns : right;
         for (int64_t i = 0; i < panels; ++i) {
           const Multiply multiply_tile =
-              choose_multiply<FloatProduct>(at_most(count - i * kRows, kRows), columns);
+              choose_multiply<FloatProduct>(first_tile(i + 1) - first_tile(i), columns);
           multiply_tile(point_left + i * panel_words, right, depth, part > 0,
                         tiles + ((i * p.num_panels + j) * kPoints + point) * kTile,
                         next + i * depth * columns / panels);
@@ -302,14 +310,15 @@ void run_tiles(const Winograd& w, const TilePlan& p, int64_t first, int64_t coun
       }
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const TilePlace tile = place(p.grid, first + i);
-    for (int64_t column = 0; column < w.n; column += kWidth) {
-      const int64_t panel = i / kRows * p.num_panels + column / kColumns;
-      transform_tile_out(w, tile,
-                         reinterpret_cast<const float*>(tiles + panel * kPoints * kTile +
-                                                        i % kRows * kColumns + column % kColumns),
-                         column, at_most(w.n - column, kWidth));
+  for (int64_t i = 0; i < panels; ++i) {
+    for (int64_t tile = first_tile(i); tile < first_tile(i + 1); ++tile) {
+      const Word* row =
+          tiles + i * p.num_panels * kPoints * kTile + (tile - first_tile(i)) * kColumns;
+      for (int64_t column = 0; column < w.n; column += kWidth) {
+        const Word* sums = row + column / kColumns * kPoints * kTile + column % kColumns;
+        transform_tile_out(w, place(p.grid, first + tile), reinterpret_cast<const float*>(sums),
+                           column, at_most(w.n - column, kWidth));
+      }
     }
   }
 }
@@ -323,11 +332,11 @@ void run(const Winograd& w, int64_t begin, int64_t end, void* scratch) {
   float* zeros = reinterpret_cast<float*>(at + p.left_bytes + p.tile_bytes);
   for (int64_t i = 0; i < w.channels; ++i) zeros[i] = 0;
 
-  const int64_t blocks = divide_up(end - begin, p.block);
+  const int64_t blocks = divide_up(end - begin, p.block * kRows);
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = (begin + (end - begin) * block / blocks) * kRows;
-    const int64_t last = (begin + (end - begin) * (block + 1) / blocks) * kRows;
-    run_tiles(w, p, first, at_most(last, p.num_tiles) - first, left, tiles, zeros);
+    const int64_t first = begin + (end - begin) * block / blocks;
+    const int64_t last = begin + (end - begin) * (block + 1) / blocks;
+    run_tiles(w, p, first, last - first, left, tiles, zeros);
   }
 }
 
