@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleave, record, refuse_tiles
+from measure import interleave, keep_freed_memory, record, refuse_tiles
 from peers import PRESETS, Case, Peer, model_of, onnx_file, peers, runtimes
 from rewritten import Rewritten, executed_flop
 from torch import Tensor
@@ -181,6 +181,7 @@ parser.add_argument("--curves", action="store_true", help="batches, sizes, and 1
 args = parser.parse_args()
 if args.without_amx:
     refuse_tiles()
+keep_freed_memory()
 every = "transformers,compile,autotune,aoti,onnxruntime,openvino,zentorch"
 args.peers = args.peers or ("onnxruntime,openvino" if args.curves else every)
 settings = {"model": args.model, "dtype": args.dtype, "repetitions": args.repetitions}

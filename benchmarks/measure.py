@@ -74,6 +74,18 @@ def refuse_tiles() -> None:
         raise OSError(ctypes.get_errno(), "Linux takes no filter of system calls here")
 
 
+def keep_freed_memory() -> None:
+    """From now on what glibc frees stays with the process.
+
+    Otherwise eager networks, which allocate every map, pay for each page anew, and what the system does with pages that
+    come back slows whatever runs next.
+    """
+    trim_threshold, most_mappings = -1, -4  # as malloc.h numbers them
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(trim_threshold, -1) and libc.mallopt(most_mappings, 0)):
+        raise OSError("this system's malloc cannot be told to keep memory")
+
+
 def memory_of(run: Callable[[], Any]) -> tuple[float, float]:
     """MiB that this process held before, and at the most while it ran. Run it once before: that loads and compiles."""
     ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs have freed
