@@ -18,8 +18,9 @@ products that are executed, Winograd's as it executes them, over the time and th
 where instructions for bfloat16 do twice as many products as those for float32; on Intel's they do half.
 
 Reported, and not counted as peers: `--rewritten` gives ONNX Runtime and OpenVINO our rewritten network, `--without`
-leaves out one rewrite of ours at a time; `ours, unfrozen` is the network as it trains. `--curves` measures ours, ONNX
-Runtime and OpenVINO over batches, sizes and threads, and compares with transformers in float32.
+leaves out one rewrite of ours at a time; `ours, unfrozen` is the network as it trains, and `ours, image by image` what
+the images of a batch take one after another. `--curves` measures ours, ONNX Runtime and OpenVINO over batches, sizes
+and threads, and compares with transformers in float32.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ def map_of(config: torchdpt.DPTConfig, output: torchdpt.DPTOutput) -> Tensor:
     return found
 
 
-def ours(model: torchdpt.DPTModel, images: Tensor, dtype: torch.dtype, without: tuple[str, ...] = ()) -> Case:
-    """Frozen and loaded from its file, as it is used."""
+def ours(
+    model: torchdpt.DPTModel, images: Tensor, dtype: torch.dtype, without: tuple[str, ...] = (), each: bool = False
+) -> Case:
+    """Frozen and loaded from its file, as it is used; `each`: called with each image of the batch in turn."""
     with tempfile.TemporaryDirectory() as folder:
         calibration = images if dtype == torch.int8 else None
         model.freeze(dtype, without=without, calibration=calibration).save(f"{folder}/ours.frozen")
         frozen = torchdpt.FrozenModel.load(f"{folder}/ours.frozen")
+    if each:
+        return lambda: torch.cat([map_of(model.config, frozen(image)) for image in images.split(1)])
     return lambda: map_of(model.config, frozen(images))
 
 
@@ -148,6 +153,8 @@ def measure(batch: int, size: int, args: argparse.Namespace, threads: list[int])
         makers: dict[str, Callable[[], Case]] = {"ours": lambda: ours(model, images, dtype)}
         if dtype == torch.int8:
             makers["ours, bfloat16"] = lambda: ours(model, images, torch.bfloat16)
+        if batch > 1:
+            makers["ours, image by image"] = lambda: ours(model, images, dtype, each=True)
         if args.without:
             for name in REWRITES:
                 makers[f"ours without {name}"] = lambda name=name: ours(model, images, dtype, (name,))

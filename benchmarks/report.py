@@ -129,7 +129,7 @@ def draw(record: Record) -> None:
     import matplotlib.pyplot as plt
 
     rows = record["rows"]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
+    cases = list(dict.fromkeys(row["case"] for row in rows if row["case"] == "ours" or is_peer(row["case"])))
     threads = sorted({row["threads"] for row in rows})
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for case, color in zip(cases, ("C0", "C1", "C2", "C3"), strict=False):

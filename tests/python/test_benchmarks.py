@@ -99,7 +99,9 @@ def test_curves_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for batch, size in ((1, 256), (1, 384), (2, 384))
         for threads in (1, 2)
     ]
+    rows.append(rows[-1] | {"case": "ours, image by image"})
     monkeypatch.setattr(report, "CURVES", tmp_path / "curves.svg")
     report.draw({"model": "dpt_base", "dtype": "float32", "cpu": "a processor", "rows": rows})
     drawn = (tmp_path / "curves.svg").read_text()
     assert all(f"<!-- {label} -->" in drawn for label in ("ours, 1 thread", "ours, 2 threads", "OpenVINO, 2 threads"))
+    assert "image by image" not in drawn

@@ -100,10 +100,12 @@ def test_variants(changes: dict[str, object]) -> None:
     assert error(model.freeze()(images), exact(model, images)) < 2e-5
 
 
-def test_rows_of_a_batch_are_what_each_image_gives() -> None:
+# Small images go through the network together; of large ones as many at a time as there are threads for, here 1 and 2.
+@pytest.mark.parametrize(("size", "threads"), [((64, 96), None), ((384, 384), 1), ((288, 512), 4)])
+def test_rows_of_a_batch_are_what_each_image_gives(size: tuple[int, int], threads: int | None) -> None:
     for config in (VIT.replace(**JOINT), HYBRID):
-        frozen = make_model(config).freeze()
-        images = torch.randn(5, 3, 64, 96)
+        frozen = make_model(config).freeze(threads=threads)
+        images = torch.randn(5, 3, *size)
         together = frozen(images)
         for i in range(5):
             alone = frozen(images[i : i + 1])
@@ -160,6 +162,22 @@ def test_memory_does_not_grow_with_calls(name: str) -> None:
             frozen(images)
         sizes.append(resident())
     assert min(after - before for before, after in pairwise(sizes)) < 500  # KB, 20 a call
+
+
+def test_large_images_of_a_batch_take_the_memory_of_one(saved: Path) -> None:
+    program = """
+import sys, torch, torchdpt
+def peak():  # KB
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+frozen, images = torchdpt.FrozenModel.load(sys.argv[1], threads=1), torch.randn(16, 3, 384, 384)
+frozen(images[:1])
+before = peak()
+frozen(images)
+print(peak() - before)
+"""
+    more = subprocess.run([sys.executable, "-c", program, saved], check=True, capture_output=True, text=True).stdout
+    # The 15 other depth maps are 8,640 KB; as many maps of 384 x 384 with 16 channels would be 138,240 KB.
+    assert int(more) < 40_000
 
 
 def test_no_image_gives_no_map() -> None:

@@ -15,6 +15,8 @@ struct Runner : Layers {
   const Network& network;
   const Geometry& geometry;
   Profile* profile;
+  Output& output;        // for all images
+  int64_t first, total;  // of the images in work, and of all
   Clock::time_point since = Clock::now();
 
   // The time since the last call was that part's.
@@ -278,9 +280,16 @@ struct Runner : Layers {
 
   // --- heads ---
 
-  Tensor depth(const DepthHead& head, const Map& fused) {
+  // What of a result belongs to the images in work.
+  Tensor part_of(Tensor& result, std::vector<int64_t> sizes, int64_t batch) {
+    sizes.insert(sizes.begin(), total);
+    if (!result.defined()) result = at::empty(sizes, at::kFloat);
+    return result.narrow(0, first, batch);
+  }
+
+  void depth(const DepthHead& head, const Map& fused) {
     const int64_t h = 4 * fused.height, w = 4 * fused.width;
-    const Tensor result = at::empty({fused.batch, h, w}, at::kFloat);
+    const Tensor result = part_of(output.depth, {h, w}, fused.batch);
     const Arena::Scope scope(arena);
     const Map x = convolved_resized(head.conv1, fused, /*align_corners=*/true, /*relu=*/false);
     const float dot_bias = *pointer(head.dot_bias);
@@ -295,8 +304,7 @@ struct Runner : Layers {
         out.invert_scale = static_cast<float>(head.inversion->scale);
         out.invert_shift = static_cast<float>(head.inversion->shift);
       }
-      convolve_resized(head.conv2, x, head.align_corners, out);
-      return result;
+      return convolve_resized(head.conv2, x, head.align_corners, out);
     }
     const Map y = convolved_resized(head.conv2, x, head.align_corners, /*relu=*/true);
     const Tensor map = at::from_blob(y.data, {fused.batch, h, w, y.channels}, at::kFloat);
@@ -305,23 +313,23 @@ struct Runner : Layers {
       values =
           (values * head.inversion->scale + head.inversion->shift).clamp_min(1e-8).reciprocal();
     }
-    return result.copy_(values);
+    result.copy_(values);
   }
 
-  Tensor logits(const SegmentationHead& head, const Map& fused) {
+  // Of [B, h, w, K].
+  void logits(const SegmentationHead& head, const Map& fused) {
     const int64_t h = 4 * fused.height, w = 4 * fused.width, k = head.classify.n();
-    const Tensor result = at::empty({fused.batch, h, w, k}, at::kFloat);
+    const Tensor result = part_of(output.logits, {h, w, k}, fused.batch);
     const Arena::Scope scope(arena);
     const Map x = convolved_resized(head.conv, fused, /*align_corners=*/true, /*relu=*/true);
     const Map scores = map_for(head.classify, x);
     convolve(head.classify, x, scores);
     upsample(scores, {result.mutable_data_ptr<float>(), fused.batch, h, w, k}, /*add=*/false);
-    return result.permute({0, 3, 1, 2});
   }
 
   // --- the network ---
 
-  Output operator()(const Tensor& images) {
+  void operator()(const Tensor& images) {
     const Config& config = network.config;
     const int64_t batch = images.size(0), height = images.size(2), width = images.size(3);
     std::vector<Map> maps(network.levels.size());
@@ -367,22 +375,39 @@ struct Runner : Layers {
     }
     const Map fused = fuse(maps);
     count(&Profile::fusion);
-    Output output;
-    if (network.depth) output.depth = depth(*network.depth, fused);
-    if (network.segmentation) output.logits = logits(*network.segmentation, fused);
+    if (network.depth) depth(*network.depth, fused);
+    if (network.segmentation) logits(*network.segmentation, fused);
     count(&Profile::head);
-    return output;
   }
 };
+
+// Of a batch, how many images go through the network together: enough for each thread to have work,
+// and no more, so that their maps stay in the caches.
+int64_t together(const Tensor& images, int threads) {
+  constexpr int64_t kPixelsPerThread = 384 * 384 / 2;
+  const int64_t pixels = std::max<int64_t>(images.size(2) * images.size(3), 1);
+  return std::max<int64_t>(threads * kPixelsPerThread / pixels, 1);
+}
 
 }  // namespace
 
 Output run(const Network& network, const Kernels& kernels, const Geometry& geometry, Arena& arena,
            int threads, const Tensor& images, Profile* profile) {
-  const Arena::Scope scope(arena);
-  Runner runner{
-      {kernels, arena, threads, network.rewrites.products_first}, network, geometry, profile};
-  return runner(images);
+  Output output;
+  const int64_t total = images.size(0), count = together(images, threads);
+  for (int64_t first = 0; first == 0 || first < total; first += count) {
+    const Arena::Scope scope(arena);
+    Runner runner{{kernels, arena, threads, network.rewrites.products_first},
+                  network,
+                  geometry,
+                  profile,
+                  output,
+                  first,
+                  total};
+    runner(images.narrow(0, first, std::min(count, total - first)));
+  }
+  if (output.logits.defined()) output.logits = output.logits.permute({0, 3, 1, 2});
+  return output;
 }
 
 }  // namespace dpt::runtime
